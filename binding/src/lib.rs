@@ -1,0 +1,97 @@
+//! The one narrow door between Python and the engine: start, submit, poll, stop, version. Texts are JSON
+//! (`docs/formats/door.md`). Rust never waits for the interpreter, and every call that may wait releases it.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+pyo3::create_exception!(_engine, EngineError, PyRuntimeError, "The engine refuses; the text says what, where, and what to do.");
+
+/// A running engine.
+#[pyclass(frozen, module = "roostmq._engine")]
+struct Engine {
+    inner: Mutex<Option<roostmq_engine::port::Engine>>,
+}
+
+impl Engine {
+    fn with<T>(&self, f: impl FnOnce(&roostmq_engine::port::Engine) -> T) -> PyResult<T> {
+        let guard = self.inner.lock().map_err(|_| EngineError::new_err("the engine is broken"))?;
+        guard.as_ref().map(f).ok_or_else(|| EngineError::new_err("the engine is stopped"))
+    }
+}
+
+#[pymethods]
+impl Engine {
+    /// Binds the listeners and starts the lanes.
+    #[staticmethod]
+    fn start(py: Python<'_>, settings: &str) -> PyResult<Self> {
+        let engine = py.detach(|| roostmq_engine::port::Engine::start(settings)).map_err(EngineError::new_err)?;
+        Ok(Self { inner: Mutex::new(Some(engine)) })
+    }
+
+    /// Hands over a JSON array of commands.
+    fn submit(&self, commands: &str) -> PyResult<()> {
+        self.with(|e| e.submit(commands))?.map_err(EngineError::new_err)
+    }
+
+    /// Takes events as a JSON array.
+    fn poll(&self) -> PyResult<String> {
+        self.with(roostmq_engine::port::Engine::poll)
+    }
+
+    /// Readable while there are events.
+    #[getter]
+    fn fd(&self) -> PyResult<i32> {
+        self.with(roostmq_engine::port::Engine::fd)
+    }
+
+    /// Waits until the lanes have ended by themselves after the command `stop`.
+    fn wait(&self, py: Python<'_>, at_most_ms: u64) -> PyResult<bool> {
+        py.detach(|| self.with(|e| e.wait(Duration::from_millis(at_most_ms))))
+    }
+
+    /// Ends every lane; a second call does nothing.
+    fn stop(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| {
+            let taken = self.inner.lock().map(|mut inner| inner.take());
+            drop(taken.map_err(|_| EngineError::new_err("the engine is broken"))?);
+            Ok(())
+        })
+    }
+}
+
+/// Version of the engine.
+#[pyfunction]
+const fn version() -> &'static str {
+    env!("CARGO_PKG_VERSION")
+}
+
+/// `$argon2id$...` of a password.
+#[pyfunction]
+fn hash_password(py: Python<'_>, password: &str) -> PyResult<String> {
+    let hash = py.detach(|| roostmq_engine::access::hash_password(password));
+    hash.map_err(|e| EngineError::new_err(e.to_string()))
+}
+
+/// Does the password belong to the hash?
+#[pyfunction]
+fn check_password(py: Python<'_>, password: &str, hash: &str) -> PyResult<bool> {
+    let known = py.detach(|| roostmq_engine::access::check_password(password.as_bytes(), hash));
+    known.map_err(|e| EngineError::new_err(e.to_string()))
+}
+
+/// The native module `roostmq._engine`.
+#[pymodule]
+fn _engine(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add("EngineError", m.py().get_type::<EngineError>())?;
+    m.add_class::<Engine>()?;
+    m.add_function(wrap_pyfunction!(version, m)?)?;
+    m.add_function(wrap_pyfunction!(hash_password, m)?)?;
+    m.add_function(wrap_pyfunction!(check_password, m)?)?;
+    Ok(())
+}

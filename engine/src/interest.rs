@@ -1,0 +1,246 @@
+//! Who wants what: how lanes (and later nodes) know each other's subscriptions without sharing them.
+//!
+//! Each place counts its own filters and tells its peers, in versioned deltas, wildcard filters as text and exact topics
+//! as 64-bit fingerprints. A SUBACK waits until every peer has confirmed the version that contains its filter, so a
+//! publish through any other door after it never misses (`30-cluster.md` section 5). A false positive costs one needless
+//! forward.
+
+use std::collections::hash_map::Entry;
+use std::collections::HashMap;
+
+use hashbrown::HashMap as FastMap;
+
+use crate::tree::{Keyed, Tree};
+
+/// Fingerprint of an exact topic.
+pub type Fingerprint = u64;
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Peer(u16);
+
+impl Keyed for Peer {
+    fn key(&self) -> u64 {
+        u64::from(self.0)
+    }
+}
+
+/// A change of one place's interest.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Delta {
+    /// Version after the change.
+    pub version: u64,
+    /// Wildcard filters, added (true) or gone.
+    pub wild: Vec<(bool, Box<str>)>,
+    /// Exact topics, added (true) or gone.
+    pub exact: Vec<(bool, Fingerprint)>,
+}
+
+#[derive(Debug)]
+struct Own {
+    count: u32,
+    version: u64,
+}
+
+/// The interest of this place and of its peers, numbered from 0.
+#[derive(Debug)]
+pub struct Interest {
+    me: u16,
+    key: (u64, u64),
+    wild: HashMap<Box<str>, Own>,
+    exact: HashMap<Fingerprint, Own>,
+    version: u64,
+    delta: Delta,
+    confirmed: Vec<u64>,
+    peers_wild: Tree<Peer>,
+    peers_exact: FastMap<Fingerprint, u64, foldhash::fast::RandomState>,
+    seen: u64,
+}
+
+impl Interest {
+    /// Place `me` of `places`, with the key of the fingerprints.
+    #[must_use]
+    pub fn new(me: u16, places: usize, key: (u64, u64)) -> Self {
+        let mut confirmed = vec![0; places];
+        if let Some(mine) = confirmed.get_mut(usize::from(me)) {
+            *mine = u64::MAX;
+        }
+        Self {
+            me,
+            key,
+            wild: HashMap::new(),
+            exact: HashMap::new(),
+            version: 0,
+            delta: Delta::default(),
+            confirmed,
+            peers_wild: Tree::new(),
+            peers_exact: FastMap::default(),
+            seen: 0,
+        }
+    }
+
+    fn alone(&self) -> bool {
+        self.confirmed.len() <= 1
+    }
+
+    fn fingerprint(&self, topic: &str) -> Fingerprint {
+        crate::ring::siphash(self.key, topic.as_bytes())
+    }
+
+    /// One more subscriber of a filter. Returns the version that a SUBACK must wait for, if it must wait.
+    pub fn add(&mut self, filter: &str) -> Option<u64> {
+        if self.alone() {
+            return None;
+        }
+        let next = self.version + 1;
+        let wild = crate::topic::has_wildcard(filter);
+        let fresh = Own { count: 0, version: next };
+        let own = if wild {
+            self.wild.entry(filter.into()).or_insert(fresh)
+        } else {
+            let print = crate::ring::siphash(self.key, filter.as_bytes());
+            self.exact.entry(print).or_insert(fresh)
+        };
+        own.count += 1;
+        let (count, version) = (own.count, own.version);
+        if count == 1 {
+            self.version = next;
+            self.delta.version = next;
+            if wild {
+                self.delta.wild.push((true, filter.into()));
+            } else {
+                let print = self.fingerprint(filter);
+                self.delta.exact.push((true, print));
+            }
+        }
+        (version > self.confirmed()).then_some(version)
+    }
+
+    /// One subscriber less.
+    pub fn remove(&mut self, filter: &str) {
+        if self.alone() {
+            return;
+        }
+        let wild = crate::topic::has_wildcard(filter);
+        let gone = if wild {
+            release(self.wild.entry(filter.into()))
+        } else {
+            let print = self.fingerprint(filter);
+            release(self.exact.entry(print))
+        };
+        if !gone {
+            return;
+        }
+        self.version += 1;
+        self.delta.version = self.version;
+        if wild {
+            self.delta.wild.push((false, filter.into()));
+        } else {
+            let print = self.fingerprint(filter);
+            self.delta.exact.push((false, print));
+        }
+    }
+
+    /// What the peers must be told since the last call.
+    pub fn take_delta(&mut self) -> Option<Delta> {
+        let changed = !self.delta.wild.is_empty() || !self.delta.exact.is_empty();
+        changed.then(|| std::mem::take(&mut self.delta))
+    }
+
+    /// A peer has confirmed a version.
+    pub fn confirm(&mut self, peer: u16, version: u64) {
+        if let Some(c) = self.confirmed.get_mut(usize::from(peer)) {
+            *c = (*c).max(version);
+        }
+    }
+
+    /// The version that all peers have confirmed.
+    #[must_use]
+    pub fn confirmed(&self) -> u64 {
+        self.confirmed.iter().copied().min().unwrap_or(u64::MAX)
+    }
+
+    /// A peer's interest has changed.
+    pub fn apply(&mut self, peer: u16, delta: &Delta) {
+        self.seen += 1;
+        for (add, filter) in &delta.wild {
+            if *add {
+                self.peers_wild.insert(filter, Peer(peer));
+            } else {
+                self.peers_wild.remove(filter, u64::from(peer));
+            }
+        }
+        for &(add, print) in &delta.exact {
+            let mask = self.peers_exact.entry(print).or_default();
+            if add {
+                *mask |= 1 << peer;
+            } else {
+                *mask &= !(1 << peer);
+                if *mask == 0 {
+                    self.peers_exact.remove(&print);
+                }
+            }
+        }
+    }
+
+    /// Rises whenever the answer of [`Self::peers_for`] may have changed.
+    #[must_use]
+    pub const fn seen(&self) -> u64 {
+        self.seen
+    }
+
+    /// The peers that want a topic, as a bit mask.
+    #[must_use]
+    pub fn peers_for(&self, topic: &str) -> u64 {
+        if self.alone() {
+            return 0;
+        }
+        let mut mask = self.peers_exact.get(&self.fingerprint(topic)).copied().unwrap_or(0);
+        self.peers_wild.matches(topic, &mut |p| mask |= 1 << p.0);
+        mask & !(1 << self.me)
+    }
+}
+
+/// Counts down; true if nobody is left.
+fn release<K: std::hash::Hash + Eq>(entry: Entry<'_, K, Own>) -> bool {
+    let Entry::Occupied(mut own) = entry else { return false };
+    own.get_mut().count -= 1;
+    if own.get().count > 0 {
+        return false;
+    }
+    own.remove();
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The barrier: a filter is known only when every peer has confirmed the version that contains it; the same filter
+    /// again waits for the same version; a removed one is forgotten by the peers.
+    #[test]
+    fn barrier_and_counting() {
+        let (mut a, mut b) = (Interest::new(0, 3, (1, 2)), Interest::new(1, 3, (1, 2)));
+        let wait = a.add("x/+").unwrap();
+        assert_eq!(a.add("x/+"), Some(wait));
+        let delta = a.take_delta().unwrap();
+        assert_eq!(delta.version, wait);
+        assert_eq!(b.peers_for("x/1"), 0);
+        b.apply(0, &delta);
+        assert_eq!(b.peers_for("x/1"), 1);
+        a.confirm(1, wait);
+        assert!(a.confirmed() < wait, "the third place has not confirmed");
+        a.confirm(2, wait);
+        assert_eq!((a.confirmed(), a.add("x/+")), (wait, None));
+        let exact = a.add("y").unwrap();
+        assert!(exact > wait);
+        a.remove("x/+");
+        a.remove("x/+");
+        let delta = a.take_delta().unwrap();
+        b.apply(0, &delta);
+        assert_eq!((b.peers_for("x/1"), b.peers_for("y")), (1, 1), "one subscriber of x/+ is left");
+        a.remove("x/+");
+        b.apply(0, &a.take_delta().unwrap());
+        assert_eq!((b.peers_for("x/1"), b.peers_for("y")), (0, 1));
+        assert_eq!(Interest::new(0, 1, (1, 2)).add("z"), None, "alone there is nobody to wait for");
+    }
+}

@@ -1,0 +1,264 @@
+//! Carries out what partitions want: deliveries to connections, answers to publishers, changes of tree and interest.
+
+use super::{Conveyed, Lane, LaneMessage, Todo};
+use crate::channel::{ConnectionId, Outcome, Token};
+use crate::codec::{AckKind, QoS};
+use crate::connection::{Stage, Undelivered};
+use crate::limits::Drop as DropReason;
+use crate::message::{Inbound, Origin, Stored};
+use crate::partition::{Body, Deliver, Effect, Input};
+use crate::stats::{Counter, LedgerEntry};
+
+impl Lane {
+    /// Steps a partition of this lane and carries out what follows; `current` is the message being routed.
+    pub(super) fn step(&mut self, partition: u16, input: Input<'_>, current: Option<&Inbound<'_>>) {
+        let now_ms = self.now_ms;
+        let mut effects = self.spare_effects.pop().unwrap_or_default();
+        if let Some(p) = self.partition(partition) {
+            p.step(now_ms, input, &mut effects);
+        }
+        self.carry_out(&mut effects, current);
+        self.spare_effects.push(effects);
+    }
+
+    pub(super) fn carry_out(&mut self, effects: &mut Vec<Effect>, current: Option<&Inbound<'_>>) {
+        for effect in effects.drain(..) {
+            match effect {
+                Effect::Deliver(deliver) => self.deliver(&deliver, current),
+                Effect::Answer { token, outcome } => self.answer(token, outcome),
+                Effect::Pubrel { connection, id, reason } => self.ack_to(connection, AckKind::Pubrel, id, reason),
+                Effect::Pubcomp { connection, id, reason } => self.ack_to(connection, AckKind::Pubcomp, id, reason),
+                Effect::Held { token, origin } => self.on_held(token, origin),
+                other => self.carry_out_rare(other),
+            }
+        }
+    }
+
+    fn carry_out_rare(&mut self, effect: Effect) {
+        match effect {
+            Effect::Attached { connection, session, present } => self.on_attached(connection, session, present),
+            Effect::Close { connection, reason } => self.todo.push_back(Todo::Close { connection, reason }),
+            Effect::Subscribe { filter, subscriber } => self.tree_add(&filter, subscriber),
+            Effect::Unsubscribe { filter, key } => self.tree_remove(&filter, key),
+            Effect::GroupJoin { group, member } => self.join_group(group, member),
+            Effect::GroupLeave { group, session } => {
+                let partition = self.shared.ring.partition(&group);
+                self.convey(partition, Conveyed::GroupLeave { group, session });
+            }
+            Effect::GroupOnline { group, session, online, window } => {
+                let partition = self.shared.ring.partition(&group);
+                self.convey(partition, Conveyed::GroupOnline { group, session, online, window });
+            }
+            Effect::GroupDone { place, session } => {
+                self.convey(place.partition, Conveyed::GroupDone { place, session });
+            }
+            Effect::GroupReturn { place, session, sent } => {
+                self.convey(place.partition, Conveyed::GroupReturn { place, session, sent });
+            }
+            Effect::Dispatch { to, place, message, qos, id } => {
+                self.convey(to.partition, Conveyed::Dispatch { to, place, message, qos, id });
+            }
+            Effect::Publish { message } => {
+                self.stats.add(Counter::wills_sent, 1);
+                self.todo.push_back(Todo::Publish { message });
+            }
+            Effect::ForgetOrigin { uid } => self.forget_everywhere(uid),
+            Effect::Again { session } => self.todo.push_back(Todo::Resume { session }),
+            Effect::Dropped { client_id, topic, qos, reason } => self.note_drop(&client_id, &topic, qos, reason),
+            Effect::SessionExpired { client_id } => {
+                self.stats.add(Counter::sessions_expired, 1);
+                self.shared.events.expired(&client_id);
+            }
+            _ => {}
+        }
+    }
+
+    /// A message of the partition's own, a will, on its way.
+    pub(super) fn publish_stored(&mut self, message: &Stored) {
+        self.flow = super::Flow::default();
+        self.route(&Inbound::from_stored(message));
+    }
+
+    fn deliver(&mut self, d: &Deliver, current: Option<&Inbound<'_>>) {
+        match &d.body {
+            Body::Stored(stored) => self.send_publish(d, &Inbound::from_stored(stored)),
+            Body::Current => {
+                if let Some(current) = current {
+                    self.send_publish(d, current);
+                }
+            }
+        }
+    }
+
+    fn send_publish(&mut self, d: &Deliver, message: &Inbound<'_>) {
+        let (now_ms, pending_max) = (self.now_ms, self.config.limits.pending_output_bytes_max);
+        let spare = &mut self.spare_buffers;
+        let Some(c) = self.connections.get_mut(d.connection.key as usize) else { return };
+        if c.generation != d.connection.generation || c.stage != Stage::Open {
+            return;
+        }
+        if !c.out.has_buffer() {
+            if let Some(buf) = spare.pop() {
+                c.out.lend(buf);
+            }
+        }
+        let large = message.view.payload.len() >= 4096;
+        let stored = large.then(|| message.store());
+        let session = c.session;
+        match c.deliver(d, &message.view, stored.as_ref(), now_ms, pending_max) {
+            Ok(_) => {
+                let congested = !c.congested && c.out.len() > pending_max;
+                c.congested |= congested;
+                if !c.dirty {
+                    c.dirty = true;
+                    self.dirty.push(d.connection.key);
+                }
+                if congested {
+                    self.todo.push_back(Todo::Congested { session, congested: true });
+                }
+                self.count_sent(d, message.view.payload.len());
+            }
+            Err(Undelivered::TooLarge) if d.id != 0 => {
+                self.todo.push_back(Todo::TooLarge { session, id: d.id });
+            }
+            Err(why) => {
+                let reason =
+                    if why == Undelivered::TooLarge { DropReason::TooLarge } else { DropReason::SlowReader };
+                let client_id = c.client_id.clone();
+                self.note_drop(&client_id, message.view.topic, d.qos, reason);
+            }
+        }
+    }
+
+    fn count_sent(&self, d: &Deliver, bytes: usize) {
+        self.stats.add(Counter::publish_sent, 1);
+        self.stats.add(Counter::packets_sent, 1);
+        self.stats.add(Counter::publish_bytes_sent, bytes as u64);
+        let by_qos = match d.qos {
+            QoS::AtMostOnce => Counter::publish_sent_qos0,
+            QoS::AtLeastOnce => Counter::publish_sent_qos1,
+            QoS::ExactlyOnce => Counter::publish_sent_qos2,
+        };
+        self.stats.add(by_qos, 1);
+    }
+
+    fn ack_to(&mut self, connection: ConnectionId, kind: AckKind, id: u16, reason: crate::codec::Reason) {
+        if self.connection(connection).is_some_and(|c| c.stage == Stage::Open) {
+            self.acknowledge(connection.key as usize, kind, id, reason);
+        }
+    }
+
+    /// A part of the outcome of a publish: of the one being routed, of an earlier one of ours, or of another lane's.
+    pub(super) fn answer(&mut self, token: Token, outcome: Outcome) {
+        if self.flow.token == Some(token) {
+            self.flow.waiting = self.flow.waiting.saturating_sub(1);
+            return self.flow.outcome.add(outcome);
+        }
+        let key = (token.connection, token.number);
+        if let Some((waiting, sum)) = self.late.get_mut(&key) {
+            sum.add(outcome);
+            *waiting -= 1;
+            if *waiting == 0 {
+                let sum = *sum;
+                self.late.remove(&key);
+                self.send(token.connection.lane, LaneMessage::Answer { token, outcome: sum });
+            }
+            return;
+        }
+        let Some(c) = self.connection(token.connection) else { return };
+        if let Some(owed) = c.owed.get_mut(token.number) {
+            owed.outcome.add(outcome);
+            owed.waiting = owed.waiting.saturating_sub(1);
+            if owed.waiting == 0 {
+                self.settle(token.connection.key as usize);
+            }
+        }
+    }
+
+    /// The identifier of a QoS 2 publish is held: at once, or after its record became safe.
+    fn on_held(&mut self, token: Token, origin: Origin) {
+        if self.flow.token == Some(token) {
+            self.flow.held = Some(origin);
+            return;
+        }
+        let message = self.connection(token.connection).and_then(|c| c.owed.get_mut(token.number)?.message.take());
+        let Some(message) = message else { return };
+        let mut view = message.view();
+        view.head.origin = origin;
+        self.flow = super::Flow { token: Some(token), ..super::Flow::default() };
+        self.route(&Inbound::new(view));
+        let flow = std::mem::take(&mut self.flow);
+        if let Some(owed) = self.connection(token.connection).and_then(|c| c.owed.get_mut(token.number)) {
+            owed.waiting = flow.waiting;
+            owed.outcome.add(flow.outcome);
+        }
+        self.settle(token.connection.key as usize);
+    }
+
+    /// A drop is never silent.
+    pub(super) fn note_drop(&mut self, client_id: &str, topic: &str, qos: QoS, reason: DropReason) {
+        self.stats.dropped(reason);
+        if reason == DropReason::Expired {
+            self.stats.add(Counter::messages_expired, 1);
+        }
+        let (client_id, topic) = (client_id.into(), topic.into());
+        self.ledger.note(LedgerEntry { at_ms: self.now_ms, client_id, topic, qos: qos as u8, reason });
+    }
+
+    fn forget_everywhere(&mut self, uid: u64) {
+        for lane in 0..self.shared.ring.lanes() {
+            if lane != self.number {
+                self.send(lane, LaneMessage::Forget { uid });
+            }
+        }
+        self.todo.push_back(Todo::Forget { uid });
+    }
+
+    pub(super) fn do_one(&mut self, todo: Todo) {
+        match todo {
+            Todo::Close { connection, reason } => self.close_for_session(connection, reason),
+            Todo::TooLarge { session, id } => self.step(session.partition, Input::TooLarge { session, id }, None),
+            Todo::Resume { session } => self.resume_after_writing(session),
+            Todo::Congested { session, congested } => {
+                self.step(session.partition, Input::Congested { session, congested }, None);
+            }
+            Todo::Publish { message } => self.publish_stored(&message),
+            Todo::Partition { partition, what } => self.on_conveyed(partition, what),
+            Todo::Joined { group, member, question } => self.on_join(&group, member, question),
+            Todo::Forget { uid } => {
+                for partition in 0..self.shared.ring.partitions() {
+                    if self.partition(partition).is_some() {
+                        self.step(partition, Input::ForgetOrigin { uid }, None);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A session has more than one step may send: write first, so that the pending output stays small.
+    fn resume_after_writing(&mut self, session: crate::channel::SessionRef) {
+        let channel = self.partition(session.partition).and_then(|p| p.session(session)).and_then(|s| s.channel);
+        if let Some(channel) = channel {
+            self.flush(channel.connection.key as usize);
+        }
+        self.step(session.partition, Input::Resume { session }, None);
+    }
+
+    /// The session wants its connection to end: taken over, kicked, or a broken rule.
+    fn close_for_session(&mut self, connection: ConnectionId, reason: crate::codec::Reason) {
+        if self.connection(connection).is_none() {
+            return;
+        }
+        let key = connection.key as usize;
+        if reason == crate::codec::Reason::TAKEN_OVER {
+            self.stats.add(Counter::takeovers, 1);
+        }
+        self.refuse(key, reason, reason.name());
+    }
+
+    /// A lane whose neighbour cannot keep up does not read; nobody's keep alive suffers from that.
+    pub(super) fn held_up(&self) -> bool {
+        let max = self.config.limits.lane_queue_max;
+        self.shared.mailboxes.len() > 1 && self.shared.mailboxes.iter().any(|m| m.len() > max)
+    }
+}

@@ -1,0 +1,277 @@
+//! Between lanes: mailboxes of batches, and what is said in them. Nodes will say the same over links.
+//!
+//! A mailbox is one lock per batch, never per message. Each lane counts what it has sent to and received from each
+//! other one; a confirmation names these counts, so that a question about retained messages is answered only after
+//! everything that was sent before the confirmation has been applied.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use mio::{Poll, Token as Place, Waker};
+
+use super::{Flow, Lane, Todo};
+use crate::access::{Grant, Refusal};
+use crate::channel::{ConnectionId, Outcome, SessionRef, Token};
+use crate::codec::QoS;
+use crate::connection::Connection;
+use crate::interest::Delta;
+use crate::message::{Inbound, Stored};
+use crate::net::Transport;
+use crate::partition::Input;
+use crate::port::Order;
+use crate::queue::{GroupPlace, SubscriptionIds};
+use crate::shared::Member;
+use crate::stats::Counter;
+
+/// A SUBACK that waits, in the lane that asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Question {
+    /// The lane that asks.
+    pub lane: u16,
+    /// Its place in that lane's table.
+    pub key: usize,
+}
+
+/// Something for a partition of another lane (or of this one, later in the tick).
+#[derive(Debug)]
+#[expect(missing_docs, reason = "as `partition::Input`, but owned")]
+pub enum Conveyed {
+    GroupLeave { group: Box<str>, session: SessionRef },
+    GroupOnline { group: Box<str>, session: SessionRef, online: bool, window: u32 },
+    GroupDone { place: GroupPlace, session: SessionRef },
+    GroupReturn { place: GroupPlace, session: SessionRef, sent: bool },
+    Dispatch { to: SessionRef, place: Option<GroupPlace>, message: Stored, qos: QoS, id: u32 },
+}
+
+/// A question for the retained messages that a filter matches.
+#[derive(Debug)]
+pub struct RetainedQuery {
+    /// Who asks.
+    pub from: u16,
+    /// For which session.
+    pub session: SessionRef,
+    /// Filter, without `$share`.
+    pub filter: Box<str>,
+    /// QoS of the subscription.
+    pub qos: QoS,
+    /// Its identifier.
+    pub ids: SubscriptionIds,
+    /// Answer only after having applied so many messages of each lane.
+    pub after: Vec<u64>,
+}
+
+/// What one lane says to another.
+#[expect(missing_docs, reason = "the fields are named after what they hold")]
+#[derive(Debug)]
+pub enum LaneMessage {
+    Socket { listener: u16, transport: Box<Transport> },
+    Connection(Box<Connection>),
+    Checked { connection: ConnectionId, result: Box<Result<Grant, Refusal>> },
+    Publish { message: Stored, token: Option<Token> },
+    Retain { partition: u16, message: Stored, token: Option<Token> },
+    Answer { token: Token, outcome: Outcome },
+    Interest(Delta),
+    Confirm { version: u64, sent: Vec<u64> },
+    Ask(RetainedQuery),
+    Replay { session: SessionRef, messages: Vec<Stored>, qos: QoS, ids: SubscriptionIds },
+    Convey { partition: u16, what: Conveyed },
+    Join { group: Box<str>, member: Member, question: Question },
+    Joined { key: usize },
+    Forget { uid: u64 },
+    Order(Order),
+}
+
+/// Where others leave messages for a lane.
+#[derive(Debug)]
+pub struct Mailbox {
+    batches: Mutex<Vec<(u16, Vec<LaneMessage>)>>,
+    waiting: AtomicUsize,
+    waker: Mutex<Option<Waker>>,
+}
+
+impl Mailbox {
+    /// The mailbox of the lane with this poll.
+    ///
+    /// # Errors
+    /// The operating system refuses a waker.
+    pub fn new(poll: &Poll) -> std::io::Result<Self> {
+        let waker = Waker::new(poll.registry(), super::WAKER)?;
+        Ok(Self { batches: Mutex::default(), waiting: AtomicUsize::new(0), waker: Mutex::new(Some(waker)) })
+    }
+
+    /// The lane has another poll now.
+    pub fn rewire(&self, poll: &Poll, place: Place) {
+        if let Ok(mut waker) = self.waker.lock() {
+            *waker = Waker::new(poll.registry(), place).ok();
+        }
+    }
+
+    /// Leaves a batch and wakes the lane.
+    pub fn post(&self, from: u16, batch: Vec<LaneMessage>) {
+        self.waiting.fetch_add(batch.len(), Ordering::Relaxed);
+        let first = match self.batches.lock() {
+            Ok(mut batches) => {
+                batches.push((from, batch));
+                batches.len() == 1
+            }
+            Err(_) => return,
+        };
+        if first {
+            if let Some(waker) = self.waker.lock().ok().as_deref().and_then(Option::as_ref) {
+                let _ = waker.wake();
+            }
+        }
+    }
+
+    /// Messages waiting.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// True without messages.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn take(&self) -> Vec<(u16, Vec<LaneMessage>)> {
+        if self.is_empty() {
+            return Vec::new();
+        }
+        let batches = self.batches.lock().map(|mut b| std::mem::take(&mut *b)).unwrap_or_default();
+        let n: usize = batches.iter().map(|b| b.1.len()).sum();
+        self.waiting.fetch_sub(n, Ordering::Relaxed);
+        batches
+    }
+}
+
+impl Lane {
+    /// Puts a message into the batch for another lane, sent at the end of the tick.
+    pub(super) fn send(&mut self, to: u16, message: LaneMessage) {
+        if to == self.number {
+            return self.on_message(to, message);
+        }
+        let at = usize::from(to);
+        if let Some(n) = self.sent.get_mut(at) {
+            *n += 1;
+        }
+        if let Some(batch) = self.outgoing.get_mut(at) {
+            batch.push(message);
+        }
+    }
+
+    /// Something for a partition: of this lane later in the tick, of another lane by its mailbox.
+    pub(super) fn convey(&mut self, partition: u16, what: Conveyed) {
+        let lane = self.shared.ring.lane(partition);
+        if lane == self.number {
+            self.todo.push_back(Todo::Partition { partition, what });
+        } else {
+            self.send(lane, LaneMessage::Convey { partition, what });
+        }
+    }
+
+    pub(super) fn send_mail(&mut self) {
+        if let Some(delta) = self.interest.take_delta() {
+            for lane in 0..self.shared.ring.lanes() {
+                if lane != self.number {
+                    self.send(lane, LaneMessage::Interest(delta.clone()));
+                }
+            }
+        }
+        for (to, batch) in self.outgoing.iter_mut().enumerate() {
+            if batch.is_empty() {
+                continue;
+            }
+            self.stats.add(Counter::lane_messages, batch.len() as u64);
+            if let Some(mailbox) = self.shared.mailboxes.get(to) {
+                mailbox.post(self.number, std::mem::take(batch));
+            }
+        }
+    }
+
+    pub(super) fn receive_mail(&mut self) {
+        let Some(mailbox) = self.shared.mailboxes.get(usize::from(self.number)) else { return };
+        let batches = mailbox.take();
+        if batches.is_empty() {
+            return;
+        }
+        for (from, batch) in batches {
+            for message in batch {
+                if from != self.number {
+                    if let Some(n) = self.received.get_mut(usize::from(from)) {
+                        *n += 1;
+                    }
+                }
+                self.on_message(from, message);
+                self.work();
+            }
+        }
+        self.answer_deferred();
+    }
+
+    fn on_message(&mut self, from: u16, message: LaneMessage) {
+        match message {
+            LaneMessage::Publish { message, token } => self.on_forwarded(&message, token),
+            LaneMessage::Answer { token, outcome } => self.answer(token, outcome),
+            LaneMessage::Retain { partition, message, token } => {
+                let inbound = Inbound::from_stored(&message);
+                self.flow = Flow::default();
+                self.step(partition, Input::Retain { message: &inbound, token: None }, Some(&inbound));
+                self.pass_on(token, Flow::default());
+            }
+            LaneMessage::Socket { listener, transport } => self.open_socket(listener, *transport),
+            LaneMessage::Connection(connection) => self.on_handed_over(*connection),
+            LaneMessage::Checked { connection, result } => self.on_checked(connection, *result),
+            LaneMessage::Interest(delta) => {
+                self.interest.apply(from, &delta);
+                let sent = self.sent.clone();
+                self.send(from, LaneMessage::Confirm { version: delta.version, sent });
+            }
+            LaneMessage::Confirm { version, sent } => self.on_confirm(from, version, sent),
+            LaneMessage::Ask(query) => self.deferred.push(query),
+            LaneMessage::Replay { session, messages, qos, ids } => {
+                self.step(session.partition, Input::Replay { session, messages, qos, ids }, None);
+            }
+            LaneMessage::Convey { partition, what } => self.on_conveyed(partition, what),
+            LaneMessage::Join { group, member, question } => self.on_join(&group, member, Some(question)),
+            LaneMessage::Joined { key } => self.on_joined(key),
+            LaneMessage::Forget { uid } => self.todo.push_back(Todo::Forget { uid }),
+            LaneMessage::Order(order) => self.on_order(order),
+        }
+    }
+
+    /// Another lane's publish: matched in this lane's own tree, always answered.
+    fn on_forwarded(&mut self, message: &Stored, token: Option<Token>) {
+        self.flow = Flow { token, ..Flow::default() };
+        self.route_here(&Inbound::from_stored(message));
+        let flow = std::mem::take(&mut self.flow);
+        self.pass_on(token, flow);
+    }
+
+    fn pass_on(&mut self, token: Option<Token>, flow: Flow) {
+        let Some(token) = token else { return };
+        if flow.waiting > 0 {
+            self.late.insert((token.connection, token.number), (flow.waiting, flow.outcome));
+        } else {
+            self.send(token.connection.lane, LaneMessage::Answer { token, outcome: flow.outcome });
+        }
+    }
+
+    pub(super) fn on_conveyed(&mut self, partition: u16, what: Conveyed) {
+        let input = match &what {
+            Conveyed::GroupLeave { group, session } => Input::GroupLeave { group, session: *session },
+            Conveyed::GroupOnline { group, session, online, window } => {
+                Input::GroupOnline { group, session: *session, online: *online, window: *window }
+            }
+            Conveyed::GroupDone { place, session } => Input::GroupDone { place: *place, session: *session },
+            Conveyed::GroupReturn { place, session, sent } => {
+                Input::GroupReturn { place: *place, session: *session, sent: *sent }
+            }
+            Conveyed::Dispatch { to, place, message, qos, id } => {
+                Input::Dispatch { to: *to, place: *place, message: message.clone(), qos: *qos, id: *id }
+            }
+        };
+        self.step(partition, input, None);
+    }
+}

@@ -1,0 +1,372 @@
+//! From bytes to meaning: reads ready sockets, cuts packets, and carries out what an open connection sends.
+
+use super::{Flow, Lane};
+use crate::access::Action;
+use crate::channel::Token;
+use crate::codec::{self, Ack, AckKind, Malformed, Packet, Publish, QoS, Reason};
+use crate::connection::{Owed, Stage};
+use crate::limits::Drop as DropReason;
+use crate::message::{Head, Inbound, Message, Origin};
+use crate::net::Read;
+use crate::partition::Input;
+use crate::stats::Counter;
+
+impl Lane {
+    /// Reads each ready socket once, into the lane's one buffer.
+    pub(super) fn read_ready(&mut self) {
+        if self.ready.is_empty() || self.held_up() {
+            return;
+        }
+        let ready = std::mem::take(&mut self.ready);
+        let mut buffer = std::mem::take(&mut self.read_buffer);
+        for &key in &ready {
+            self.read_one(key as usize, &mut buffer);
+            self.work();
+        }
+        self.read_buffer = buffer;
+        let mut spare = ready;
+        spare.clear();
+        if self.ready.is_empty() {
+            self.ready = spare;
+        } else {
+            self.ready.append(&mut spare);
+        }
+    }
+
+    fn read_one(&mut self, key: usize, buffer: &mut [u8]) {
+        let now_ms = self.now_ms;
+        let Some(c) = self.connections.get_mut(key) else { return };
+        c.ready = false;
+        if matches!(c.stage, Stage::Checking | Stage::Delayed | Stage::Attaching) {
+            return; // it goes on when it is open; until then the bytes wait in the socket
+        }
+        if !c.input.is_empty() {
+            // bytes from before the session was attached, or of an incomplete packet
+            let input = std::mem::take(&mut c.input);
+            self.parse(key, input);
+        }
+        let Some(c) = self.connections.get_mut(key) else { return };
+        if !matches!(c.stage, Stage::Opening | Stage::Open) {
+            return;
+        }
+        let n = match c.transport.read(buffer) {
+            Ok(Read::Bytes(n)) => n,
+            Ok(Read::Again) => return,
+            Ok(Read::Closed) => return self.lost(key, "closed by the peer"),
+            Err(error) => return self.lost(key, error.text()),
+        };
+        c.heard_ms = now_ms;
+        self.stats.add(Counter::bytes_received, n as u64);
+        let more = n == buffer.len() || c.transport.more_buffered() || c.transport.layered();
+        let bytes = buffer.get(..n).unwrap_or(&[]);
+        if c.input.is_empty() {
+            let used = self.packets(key, bytes);
+            self.keep(key, bytes.get(used..).unwrap_or(&[]));
+        } else {
+            let mut input = std::mem::take(&mut c.input);
+            input.extend_from_slice(bytes);
+            self.parse(key, input);
+        }
+        if more {
+            self.mark_ready(key);
+        }
+    }
+
+    /// Parses bytes that the connection owned; what is left it owns again.
+    fn parse(&mut self, key: usize, mut input: Vec<u8>) {
+        let used = self.packets(key, &input);
+        input.drain(..used);
+        if let Some(c) = self.connections.get_mut(key).filter(|_| !input.is_empty()) {
+            c.input = input;
+        }
+    }
+
+    fn keep(&mut self, key: usize, rest: &[u8]) {
+        if let Some(c) = self.connections.get_mut(key).filter(|_| !rest.is_empty()) {
+            c.input.extend_from_slice(rest);
+        }
+    }
+
+    /// Carries out every whole packet; returns the bytes used. Stops when the connection is not to be read now.
+    fn packets(&mut self, key: usize, bytes: &[u8]) -> usize {
+        let max = self.config.limits.packet_bytes_max;
+        let mut used = 0;
+        loop {
+            let Some(c) = self.connections.get(key) else { return bytes.len() };
+            let (stage, version) = (c.stage, c.version);
+            if stage == Stage::Closing {
+                return bytes.len();
+            }
+            if !matches!(stage, Stage::Opening | Stage::Open) {
+                return used;
+            }
+            let rest = bytes.get(used..).unwrap_or(&[]);
+            let frame = match codec::frame(rest, max) {
+                Ok(Some(frame)) if rest.len() >= frame.total => frame,
+                Ok(_) => return used,
+                Err(error) => {
+                    self.malformed(key, error);
+                    return bytes.len();
+                }
+            };
+            used += frame.total;
+            self.stats.add(Counter::packets_received, 1);
+            if stage == Stage::Opening {
+                self.on_first_packet(key, rest.get(..frame.total).unwrap_or(&[]), frame);
+                continue;
+            }
+            match codec::decode(rest, frame, version) {
+                Ok(packet) => self.on_packet(key, packet),
+                Err(error) => {
+                    self.malformed(key, error);
+                    return bytes.len();
+                }
+            }
+        }
+    }
+
+    fn malformed(&mut self, key: usize, error: Malformed) {
+        self.stats.add(Counter::malformed, 1);
+        if self.connections.get(key).is_some_and(|c| c.stage == Stage::Opening) {
+            return self.lost(key, error.what);
+        }
+        self.refuse(key, error.reason, error.what);
+    }
+
+    fn on_packet(&mut self, key: usize, packet: Packet<'_>) {
+        match packet {
+            Packet::Publish(p) => self.on_publish(key, &p),
+            Packet::Ack(ack) => self.on_ack(key, &ack),
+            Packet::Pingreq => {
+                if let Some(c) = self.connections.get_mut(key) {
+                    c.send(&Packet::Pingresp);
+                }
+                self.mark_dirty(key);
+            }
+            Packet::Subscribe(p) => self.on_subscribe(key, &p),
+            Packet::Unsubscribe(p) => self.on_unsubscribe(key, &p),
+            Packet::Disconnect(p) => self.on_disconnect(key, &p),
+            Packet::Connect(_) => self.refuse(key, Reason::PROTOCOL_ERROR, "second CONNECT"),
+            Packet::Auth(_) => self.refuse(key, Reason::PROTOCOL_ERROR, "AUTH without an authentication method"),
+            Packet::Connack(_) | Packet::Suback(_) | Packet::Unsuback(_) | Packet::Pingresp => {
+                self.refuse(key, Reason::PROTOCOL_ERROR, "a packet that only a server sends");
+            }
+        }
+    }
+
+    fn on_ack(&mut self, key: usize, ack: &Ack<'_>) {
+        let connection = self.id_of(key);
+        let Some(c) = self.connections.get_mut(key) else { return };
+        let session = c.session;
+        let input = if ack.kind == AckKind::Pubrel {
+            c.receiving = c.receiving.saturating_sub(1);
+            Input::Release { session, connection, id: ack.id, answer: true }
+        } else {
+            Input::Ack { session, connection, kind: ack.kind, id: ack.id, reason: ack.reason }
+        };
+        self.step(session.partition, input, None);
+    }
+
+    /// The life of a PUBLISH begins here: limits, alias, access, then the route.
+    fn on_publish(&mut self, key: usize, p: &Publish<'_>) {
+        self.count_publish(p);
+        if let Err((reason, text)) = self.check_publish(key, p) {
+            return self.refuse(key, reason, text);
+        }
+        let Some(c) = self.connections.get_mut(key) else { return };
+        let alias_max = self.config.topic_alias_max(c.listener);
+        let mut aliases = c.aliases_in.take();
+        let topic = match p.properties.alias {
+            None => Ok(p.topic),
+            Some(alias) => aliases.get_or_insert_default().resolve(alias, p.topic, alias_max),
+        };
+        match topic {
+            Ok(topic) => {
+                let mounted = c.rare.as_ref().filter(|r| !r.mount_point.is_empty());
+                match mounted.map(|r| format!("{}{topic}", r.mount_point)) {
+                    Some(long) => self.publish_to(key, p, &long),
+                    None => self.publish_to(key, p, topic),
+                }
+            }
+            Err(reason) => self.refuse(key, reason, "topic alias"),
+        }
+        if let Some(c) = self.connections.get_mut(key) {
+            c.aliases_in = aliases;
+        }
+    }
+
+    fn count_publish(&self, p: &Publish<'_>) {
+        self.stats.add(Counter::publish_received, 1);
+        self.stats.add(Counter::publish_bytes_received, p.payload.len() as u64);
+        let by_qos = match p.qos {
+            QoS::AtMostOnce => Counter::publish_received_qos0,
+            QoS::AtLeastOnce => Counter::publish_received_qos1,
+            QoS::ExactlyOnce => Counter::publish_received_qos2,
+        };
+        self.stats.add(by_qos, 1);
+    }
+
+    fn check_publish(&self, key: usize, p: &Publish<'_>) -> Result<(), (Reason, &'static str)> {
+        let Some(c) = self.connections.get(key) else { return Ok(()) };
+        if !p.properties.subscription_ids.is_empty() {
+            return Err((Reason::PROTOCOL_ERROR, "subscription identifier from a client"));
+        }
+        if p.qos as u8 > self.config.qos_max(c.listener) {
+            return Err((Reason::QOS_NOT_SUPPORTED, "QoS above the maximum"));
+        }
+        if p.retain && !self.config.settings.mqtt.retain_available {
+            return Err((Reason::RETAIN_NOT_SUPPORTED, "retain is not available"));
+        }
+        let limits = &self.config.limits;
+        if p.topic.len() > limits.topic_bytes_max || crate::topic::levels(p.topic) > limits.topic_levels_max {
+            return Err((Reason::TOPIC_INVALID, "topic too long or too deep"));
+        }
+        if p.qos == QoS::AtMostOnce || !c.version.is_v5() || c.receiving < limits.receive_maximum {
+            return Ok(());
+        }
+        // a repeated QoS 2 identifier is not another message
+        let partition = self.partitions.get(usize::from(c.session.partition)).and_then(|p| p.as_deref());
+        let held = partition.and_then(|part| part.session(c.session)).and_then(|s| s.held.as_ref());
+        if p.qos == QoS::ExactlyOnce && held.is_some_and(|h| h.get(p.id).is_some()) {
+            return Ok(());
+        }
+        Err((Reason::RECEIVE_MAXIMUM, "receive maximum exceeded"))
+    }
+
+    fn publish_to(&mut self, key: usize, p: &Publish<'_>, topic: &str) {
+        let Some(c) = self.connections.get(key) else { return };
+        let reserved = topic.starts_with("$SYS/") || topic == "$SYS";
+        if reserved || !(c.rules.allow_all() || c.rules.may(Action::Publish, topic)) {
+            return self.deny_publish(key, p, Reason::NOT_AUTHORIZED, topic);
+        }
+        if !self.faults.is_empty() {
+            let fault = self.faults.iter_mut().find(|f| f.hits_publish(topic));
+            if let Some(reason) = fault.map(|f| f.take()) {
+                return self.deny_publish(key, p, reason, topic);
+            }
+        }
+        let expiry_s = self.config.expiry_of(p);
+        let head = Head {
+            publisher: c.session.uid,
+            origin: Origin::default(),
+            deadline_ms: expiry_s.map_or(0, |s| self.now_ms + u64::from(s) * 1000),
+            qos: p.qos,
+            retain: p.retain,
+            ..Head::default()
+        };
+        let message = Message { head, topic, props: &p.properties.forward, payload: p.payload };
+        match p.qos {
+            QoS::AtMostOnce => {
+                self.flow = Flow::default();
+                self.route(&Inbound::new(message));
+            }
+            QoS::AtLeastOnce => self.publish_qos1(key, p.id, message),
+            QoS::ExactlyOnce => self.publish_qos2(key, p.id, message),
+        }
+    }
+
+    fn publish_qos1(&mut self, key: usize, id: u16, message: Message<'_>) {
+        let connection = self.id_of(key);
+        let Some(c) = self.connections.get_mut(key) else { return };
+        let number = c.owed.next();
+        self.flow = Flow { token: Some(Token { connection, number }), ..Flow::default() };
+        self.route(&Inbound::new(message));
+        let Flow { waiting, outcome, .. } = std::mem::take(&mut self.flow);
+        let Some(c) = self.connections.get_mut(key) else { return };
+        if waiting == 0 && c.owed.is_empty() {
+            c.owed.skip();
+            c.send_ack(AckKind::Puback, id, reason_of(outcome, c.version.is_v5()));
+            return self.mark_dirty(key);
+        }
+        c.receiving = c.receiving.saturating_add(1);
+        c.owed.push(Owed { id, exactly_once: false, waiting, outcome, message: None });
+        self.settle(key);
+    }
+
+    /// QoS 2: the identifier is held by the session before the message fans out.
+    fn publish_qos2(&mut self, key: usize, id: u16, mut message: Message<'_>) {
+        let connection = self.id_of(key);
+        let Some(c) = self.connections.get_mut(key) else { return };
+        let session = c.session;
+        let token = Token { connection, number: c.owed.next() };
+        c.owed.push(Owed { id, exactly_once: true, waiting: 1, outcome: Default::default(), message: None });
+        let before = self.held(session);
+        self.flow = Flow { token: Some(token), ..Flow::default() };
+        self.step(session.partition, Input::Hold { session, id, token }, None);
+        let fresh = self.held(session) > before;
+        let origin = self.flow.held.take();
+        if let Some(origin) = origin {
+            message.head.origin = origin;
+            self.route(&Inbound::new(message));
+        }
+        let Flow { waiting, outcome, .. } = std::mem::take(&mut self.flow);
+        let Some(c) = self.connections.get_mut(key) else { return };
+        c.receiving = c.receiving.saturating_add(u16::from(fresh));
+        if let Some(owed) = c.owed.get_mut(token.number) {
+            if origin.is_some() {
+                owed.waiting = waiting;
+                owed.outcome.add(outcome);
+            } else {
+                owed.message = Some(crate::message::Stored::new(&message)); // until its record is safe
+            }
+        }
+        self.settle(key);
+    }
+
+    fn held(&self, session: crate::channel::SessionRef) -> usize {
+        let partition = self.partitions.get(usize::from(session.partition)).and_then(|p| p.as_deref());
+        partition.and_then(|p| p.session(session)).and_then(|s| s.held.as_ref()).map_or(0, |h| h.len())
+    }
+
+    /// Acknowledgements leave in the order of the publishes, as far as they are answered.
+    pub(super) fn settle(&mut self, key: usize) {
+        loop {
+            let connection = self.id_of(key);
+            let Some(c) = self.connections.get_mut(key) else { return };
+            let Some(owed) = c.owed.take_ready() else { break };
+            let reason = reason_of(owed.outcome, c.version.is_v5());
+            if !owed.exactly_once {
+                c.receiving = c.receiving.saturating_sub(1);
+                c.send_ack(AckKind::Puback, owed.id, reason);
+                continue;
+            }
+            c.send_ack(AckKind::Pubrec, owed.id, reason);
+            if reason.is_error() {
+                c.receiving = c.receiving.saturating_sub(1);
+                let session = c.session;
+                let input = Input::Release { session, connection, id: owed.id, answer: false };
+                self.step(session.partition, input, None);
+            }
+        }
+        self.mark_dirty(key);
+        if self.connections.get(key).is_some_and(|c| c.stage == Stage::Closing && c.owed.is_empty()) {
+            self.confirm_end(key);
+        }
+    }
+
+    /// The client may not publish this: said in version 5, silent in 3.1.1, counted always.
+    fn deny_publish(&mut self, key: usize, p: &Publish<'_>, reason: Reason, topic: &str) {
+        let id = self.connections.get(key).map(|c| c.client_id.clone()).unwrap_or_default();
+        self.note_drop(&id, topic, p.qos, DropReason::NotAuthorized);
+        let v5 = self.connections.get(key).is_some_and(|c| c.version.is_v5());
+        let reason = if v5 { reason } else { Reason::SUCCESS };
+        match p.qos {
+            QoS::AtMostOnce => {}
+            QoS::AtLeastOnce => self.acknowledge(key, AckKind::Puback, p.id, reason),
+            QoS::ExactlyOnce => self.acknowledge(key, AckKind::Pubrec, p.id, reason),
+        }
+    }
+}
+
+/// The reason code of a PUBACK or PUBREC. In 3.1.1 there is none.
+fn reason_of(outcome: crate::channel::Outcome, v5: bool) -> Reason {
+    if !v5 {
+        Reason::SUCCESS
+    } else if outcome.retain_failed || (outcome.rejected > 0 && outcome.accepted == 0) {
+        Reason::QUOTA_EXCEEDED
+    } else if outcome.accepted == 0 {
+        Reason::NO_MATCHING_SUBSCRIBERS
+    } else {
+        Reason::SUCCESS
+    }
+}

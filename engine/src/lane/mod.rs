@@ -1,0 +1,399 @@
+//! One OS thread: its sockets, its partitions, its tick.
+//!
+//! A tick waits for events, reads every ready socket into the lane's one read buffer, acts, hands batches to other
+//! lanes, and writes each connection that has output once. Batching comes from the tick: it grows with load and costs no
+//! latency when idle. Nothing is shared with other lanes but their mailboxes.
+
+mod accept;
+mod close;
+mod connect;
+mod effects;
+mod exchange;
+mod ingest;
+mod orders;
+mod route;
+mod subscribe;
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use foldhash::fast::RandomState;
+use hashbrown::HashMap;
+use mio::{Events, Poll, Token as Place};
+use slab::Slab;
+
+pub use exchange::{Conveyed, LaneMessage, Mailbox, Question};
+
+use crate::channel::{ConnectionId, Outcome, SessionRef, Token};
+use crate::codec::Reason;
+use crate::connection::Connection;
+use crate::interest::Interest;
+use crate::log::Memory;
+use crate::message::{Origin, Stored};
+use crate::net::{Listener, Transport};
+use crate::partition::{Effects, Partition, Subscriber, Target};
+use crate::port::{Config, Shared};
+use crate::shared::Member;
+use crate::stats::{Counter, Gauge, Ledger, Stats};
+use crate::timers::Timers;
+use crate::tree::Tree;
+
+/// Bytes read from one socket in one tick.
+const READ_BYTES: usize = 128 * 1024;
+/// Token of the mailbox's waker; listeners follow, then connections.
+const WAKER: Place = Place(0);
+const LISTENERS: usize = 1;
+const CONNECTIONS: usize = 1 << 12;
+const LINGERING: usize = 1 << 40;
+/// Exact topics whose receivers are remembered.
+const CACHE_MAX: usize = 1 << 16;
+/// Buffers kept for connections that have output.
+const SPARE_BUFFERS: usize = 256;
+
+/// Something that comes due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    Connection { key: u32, generation: u32 },
+    Linger { key: u32 },
+    Accept,
+}
+
+/// Work of the lane for itself, done in order before the tick ends.
+#[derive(Debug)]
+enum Todo {
+    Close { connection: ConnectionId, reason: Reason },
+    TooLarge { session: SessionRef, id: u16 },
+    Resume { session: SessionRef },
+    Congested { session: SessionRef, congested: bool },
+    Publish { message: Stored },
+    Partition { partition: u16, what: Conveyed },
+    Joined { group: Box<str>, member: Member, question: Option<Question> },
+    Forget { uid: u64 },
+}
+
+/// Who gets the messages of one topic, as of a version of tree and interest.
+#[derive(Debug, Default)]
+struct Receivers {
+    /// Sessions and groups of this lane, by partition.
+    targets: Vec<Target>,
+    /// Other lanes, as a bit mask.
+    lanes: u64,
+}
+
+#[derive(Debug)]
+struct Cached {
+    stamp: (u64, u64),
+    receivers: Rc<Receivers>,
+}
+
+/// The publish that is being routed: answers that come at once are counted here.
+#[derive(Debug, Default)]
+struct Flow {
+    token: Option<Token>,
+    waiting: u16,
+    outcome: Outcome,
+    held: Option<Origin>,
+}
+
+/// One lane.
+pub struct Lane {
+    number: u16,
+    shared: Arc<Shared>,
+    config: Arc<Config>,
+    stats: Arc<Stats>,
+    poll: Poll,
+    listeners: Vec<(u16, Listener)>,
+    accepting: bool,
+    connections: Slab<Connection>,
+    generation: u32,
+    lingering: Slab<Transport>,
+    partitions: Vec<Option<Box<Partition>>>,
+    tree: Tree<Subscriber>,
+    interest: Interest,
+    cache: HashMap<Box<str>, Cached, RandomState>,
+    timers: Timers<Timer>,
+    partitions_due_ms: Option<u64>,
+    todo: VecDeque<Todo>,
+    dirty: Vec<u32>,
+    ready: Vec<u32>,
+    read_buffer: Vec<u8>,
+    spare_buffers: Vec<Vec<u8>>,
+    spare_effects: Vec<Effects>,
+    flow: Flow,
+    late: HashMap<(ConnectionId, u64), (u16, Outcome)>,
+    outgoing: Vec<Vec<LaneMessage>>,
+    sent: Vec<u64>,
+    received: Vec<u64>,
+    peer_sent: Vec<Vec<u64>>,
+    questions: Slab<subscribe::Asked>,
+    joins: Vec<(u64, Question)>,
+    deferred: Vec<exchange::RetainedQuery>,
+    faults: Vec<crate::port::Fault>,
+    ledger: Ledger,
+    wait_for: Option<u64>,
+    stopping_at_ms: Option<u64>,
+    ended: bool,
+    now_ms: u64,
+}
+
+impl Lane {
+    /// A lane that has not run yet.
+    ///
+    /// # Errors
+    /// The operating system refuses another event queue.
+    pub fn new(number: u16, shared: Arc<Shared>, config: Arc<Config>, poll: Poll) -> Self {
+        let lanes = usize::from(shared.ring.lanes());
+        let rules = config.rules(&shared);
+        let partitions = (0..shared.ring.partitions())
+            .map(|p| {
+                let mine = shared.ring.lane(p) == number;
+                mine.then(|| Box::new(Partition::new(p, rules.clone(), Box::<Memory>::default())))
+            })
+            .collect();
+        let stats = shared.stats.get(usize::from(number)).cloned().unwrap_or_default();
+        let ledger = Ledger::new(config.limits.ledger_entries_max);
+        Self {
+            number,
+            stats,
+            poll,
+            listeners: Vec::new(),
+            accepting: true,
+            connections: Slab::new(),
+            generation: 0,
+            lingering: Slab::new(),
+            partitions,
+            tree: Tree::new(),
+            interest: Interest::new(number, lanes, shared.ring.key()),
+            cache: HashMap::default(),
+            timers: Timers::new(),
+            partitions_due_ms: None,
+            todo: VecDeque::new(),
+            dirty: Vec::new(),
+            ready: Vec::new(),
+            read_buffer: vec![0; READ_BYTES],
+            spare_buffers: Vec::new(),
+            spare_effects: Vec::new(),
+            flow: Flow::default(),
+            late: HashMap::new(),
+            outgoing: std::iter::repeat_with(Vec::new).take(lanes).collect(),
+            sent: vec![0; lanes],
+            received: vec![0; lanes],
+            peer_sent: vec![vec![0; lanes]; lanes],
+            questions: Slab::new(),
+            joins: Vec::new(),
+            deferred: Vec::new(),
+            faults: Vec::new(),
+            ledger,
+            wait_for: None,
+            stopping_at_ms: None,
+            ended: false,
+            now_ms: shared.clock.now_ms(),
+            shared,
+            config,
+        }
+    }
+
+    /// Runs until it is told to stop. A panic in a tick is contained: it is reported, every connection of the lane is
+    /// closed, and the lane goes on with what its log remembers.
+    pub fn run(mut self) {
+        let mut events = Events::with_capacity(1024);
+        while !self.ended {
+            let tick = std::panic::AssertUnwindSafe(|| self.tick(&mut events));
+            if let Err(cause) = std::panic::catch_unwind(tick) {
+                let text = cause.downcast_ref::<String>().map_or("panic", String::as_str).to_owned();
+                let text = cause.downcast_ref::<&str>().map_or(text, |s| (*s).to_owned());
+                self.shared.events.lane_failed(self.number, &text);
+                self.restart();
+            }
+        }
+    }
+
+    /// Forgets everything that is not in the log; with the log in memory that is everything.
+    fn restart(&mut self) {
+        let (shared, config) = (Arc::clone(&self.shared), Arc::clone(&self.config));
+        let open = self.connections.len();
+        self.shared.connections.fetch_sub(open.min(self.shared.connections.load(Ordering::Relaxed)), Ordering::Relaxed);
+        let Ok(poll) = Poll::new() else {
+            self.ended = true;
+            return;
+        };
+        let mut fresh = Self::new(self.number, Arc::clone(&shared), config, poll);
+        if let Some(mailbox) = shared.mailboxes.get(usize::from(self.number)) {
+            mailbox.rewire(&fresh.poll, WAKER);
+        }
+        for (index, listener) in self.listeners.drain(..) {
+            fresh.add_listener(index, listener);
+        }
+        for gauge in [Gauge::connections, Gauge::handshakes, Gauge::sessions, Gauge::sessions_persistent] {
+            self.stats.set(gauge, 0);
+        }
+        fresh.sent.clone_from(&self.sent);
+        fresh.received.clone_from(&self.received);
+        *self = fresh;
+    }
+
+    fn tick(&mut self, events: &mut Events) {
+        let timeout = self.timeout();
+        if let Err(error) = self.poll.poll(events, timeout) {
+            if error.kind() != std::io::ErrorKind::Interrupted {
+                self.shared.events.lane_failed(self.number, &error.to_string());
+                self.ended = true;
+            }
+            return;
+        }
+        let began = Instant::now();
+        self.now_ms = self.shared.clock.now_ms();
+        for event in events.iter() {
+            self.on_event(event);
+        }
+        self.receive_mail();
+        self.read_ready();
+        self.work();
+        self.fire_timers();
+        self.work();
+        self.flush_dirty();
+        self.send_mail();
+        let spent = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.stats.busy_ns.fetch_add(spent, Ordering::Relaxed);
+        self.stats.set(Gauge::shared_groups, self.groups());
+    }
+
+    fn groups(&self) -> i64 {
+        let n: usize = self.partitions.iter().flatten().map(|p| p.groups()).sum();
+        i64::try_from(n).unwrap_or(i64::MAX)
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        if !self.ready.is_empty() || !self.todo.is_empty() {
+            return Some(if self.held_up() { Duration::from_millis(1) } else { Duration::ZERO });
+        }
+        let due = [self.timers.next_ms(), self.partitions_due_ms, self.stopping_at_ms];
+        let next = due.into_iter().flatten().min()?;
+        Some(Duration::from_millis(next.saturating_sub(self.shared.clock.now_ms())))
+    }
+
+    fn on_event(&mut self, event: &mio::event::Event) {
+        let place = event.token().0;
+        if place == WAKER.0 {
+            return;
+        }
+        if place >= LINGERING {
+            return self.drain_lingering(place - LINGERING);
+        }
+        if place < CONNECTIONS {
+            return self.accept(place - LISTENERS);
+        }
+        let key = place - CONNECTIONS;
+        if event.is_writable() {
+            self.mark_dirty(key);
+        }
+        if event.is_readable() || event.is_read_closed() || event.is_error() {
+            self.mark_ready(key);
+        }
+    }
+
+    fn mark_dirty(&mut self, key: usize) {
+        if let Some(c) = self.connections.get_mut(key).filter(|c| !c.dirty) {
+            c.dirty = true;
+            self.dirty.push(u32::try_from(key).unwrap_or(u32::MAX));
+        }
+    }
+
+    fn mark_ready(&mut self, key: usize) {
+        if let Some(c) = self.connections.get_mut(key).filter(|c| !c.ready) {
+            c.ready = true;
+            self.ready.push(u32::try_from(key).unwrap_or(u32::MAX));
+        }
+    }
+
+    /// The connection that a name means, if it is still that one.
+    fn connection(&mut self, id: ConnectionId) -> Option<&mut Connection> {
+        self.connections.get_mut(id.key as usize).filter(|c| c.generation == id.generation)
+    }
+
+    fn id_of(&self, key: usize) -> ConnectionId {
+        let generation = self.connections.get(key).map_or(0, |c| c.generation);
+        ConnectionId { lane: self.number, key: u32::try_from(key).unwrap_or(u32::MAX), generation }
+    }
+
+    fn partition(&mut self, number: u16) -> Option<&mut Partition> {
+        self.partitions.get_mut(usize::from(number))?.as_deref_mut()
+    }
+
+    /// Does what the lane has set aside for itself.
+    fn work(&mut self) {
+        while let Some(todo) = self.todo.pop_front() {
+            self.do_one(todo);
+        }
+    }
+
+    fn fire_timers(&mut self) {
+        if self.partitions_due_ms.is_some_and(|at| at <= self.now_ms) {
+            for number in 0..self.shared.ring.partitions() {
+                if self.partition(number).and_then(|p| p.next_ms()).is_some_and(|at| at <= self.now_ms) {
+                    self.step(number, crate::partition::Input::Tick, None);
+                }
+            }
+            self.note_partition_timers();
+        }
+        while let Some(timer) = self.timers.due(self.now_ms) {
+            match timer {
+                Timer::Connection { key, generation } => self.connection_due(key, generation),
+                Timer::Linger { key } => drop(self.lingering.try_remove(key as usize)),
+                Timer::Accept => self.resume_accepting(),
+            }
+        }
+        if self.stopping_at_ms.is_some_and(|at| at <= self.now_ms) {
+            self.ended = true;
+        }
+    }
+
+    fn note_partition_timers(&mut self) {
+        self.partitions_due_ms = self.partitions.iter().flatten().filter_map(|p| p.next_ms()).min();
+    }
+
+    /// Writes every connection that has output, once.
+    fn flush_dirty(&mut self) {
+        let dirty = std::mem::take(&mut self.dirty);
+        for &key in &dirty {
+            self.flush(key as usize);
+        }
+        let mut spare = dirty;
+        spare.clear();
+        if self.dirty.is_empty() {
+            self.dirty = spare;
+        }
+    }
+
+    fn flush(&mut self, key: usize) {
+        let now_ms = self.now_ms;
+        let Some(c) = self.connections.get_mut(key) else { return };
+        c.dirty = false;
+        if c.rare.as_ref().is_some_and(|r| r.hold_ms > now_ms) {
+            return;
+        }
+        let mut written = 0;
+        let result = c.out.flush(&mut c.transport, &mut written);
+        self.stats.add(Counter::bytes_sent, written);
+        match result {
+            Ok(true) => {
+                if let Some(buf) = c.out.give_back() {
+                    if self.spare_buffers.len() < SPARE_BUFFERS && buf.capacity() <= READ_BYTES {
+                        self.spare_buffers.push(buf);
+                    }
+                }
+            }
+            Ok(false) => {}
+            Err(error) => return self.lost(key, error.text()),
+        }
+        let Some(c) = self.connections.get_mut(key) else { return };
+        if c.congested && c.out.len() < self.config.limits.pending_output_bytes_max / 2 {
+            c.congested = false;
+            let session = c.session;
+            self.todo.push_back(Todo::Congested { session, congested: false });
+        }
+    }
+}

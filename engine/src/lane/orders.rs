@@ -1,0 +1,103 @@
+//! Orders from outside, carried out by the lane that they concern.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::{Flow, Lane};
+use crate::codec::{QoS, Reason};
+use crate::connection::Stage;
+use crate::message::{Head, Message, Stored};
+use crate::partition::Input;
+use crate::port::{Fault, Order};
+
+impl Lane {
+    pub(super) fn on_order(&mut self, order: Order) {
+        if let Some(fault) = Fault::from_order(&order) {
+            if let Order::Delay { wanted, ms } = &order {
+                self.delay_present(wanted, *ms);
+            }
+            return self.faults.push(fault);
+        }
+        match order {
+            Order::Publish { topic, payload, qos, retain } => self.publish_own(&topic, &payload, qos, retain),
+            Order::Disconnect { client_id, reason, silent, drop_will } => {
+                self.disconnect_client(&client_id, Reason(reason), silent, drop_will);
+            }
+            Order::ClearFaults => self.faults.clear(),
+            Order::Apply { config } => self.apply_config(config),
+            Order::Drops { id, client_id } => {
+                let entries = self.ledger.of(client_id.as_deref()).map(|e| {
+                    json!({"at_ms": e.at_ms, "client_id": e.client_id, "topic": e.topic, "qos": e.qos,
+                           "reason": e.reason.name()})
+                });
+                let entries = entries.collect();
+                self.shared.add_drops(id, self.ledger.total(), entries);
+            }
+            Order::Stop { grace_ms } => self.begin_stop(grace_ms),
+            Order::End => self.ended = true,
+            _ => {}
+        }
+    }
+
+    /// A message of the broker itself, past the ACL.
+    fn publish_own(&mut self, topic: &str, payload: &str, qos: u8, retain: bool) {
+        let Some(payload) = crate::access::decode_base64(payload) else { return };
+        let qos = QoS::from_bits(qos).unwrap_or_default();
+        let head = Head { qos, retain, ..Head::default() };
+        let message = Stored::new(&Message { head, topic, props: &[], payload: &payload });
+        self.flow = Flow::default();
+        self.publish_stored(&message);
+    }
+
+    fn disconnect_client(&mut self, client_id: &str, reason: Reason, silent: bool, drop_will: bool) {
+        let found = self.connections.iter().find(|(_, c)| *c.client_id == *client_id && c.stage == Stage::Open);
+        let Some(key) = found.map(|(key, _)| key) else { return };
+        if let Some(c) = self.connections.get_mut(key) {
+            c.ending.will = !drop_will;
+        }
+        if silent {
+            return self.lost(key, "dropped by an operator");
+        }
+        let partition = self.shared.ring.partition(client_id);
+        self.step(partition, Input::Kick { client_id, reason }, None);
+    }
+
+    fn delay_present(&mut self, wanted: &str, ms: u64) {
+        let keys = self.connections.iter().filter(|(_, c)| wanted == "*" || *c.client_id == *wanted);
+        let keys: Vec<usize> = keys.map(|(key, _)| key).collect();
+        for key in keys {
+            self.hold_output(key, ms);
+        }
+    }
+
+    /// New rules, certificates and bounds; what is open stays open.
+    fn apply_config(&mut self, config: Arc<crate::port::Config>) {
+        self.config = config;
+        let rules = self.config.rules(&self.shared);
+        for partition in self.partitions.iter_mut().flatten() {
+            partition.set_rules(rules.clone());
+        }
+        self.tree.touch();
+    }
+
+    /// No new connections; the others are told why they end [MQTT 5.0, 3.14.2.1].
+    fn begin_stop(&mut self, grace_ms: u64) {
+        self.accepting = false;
+        for (_, listener) in &mut self.listeners {
+            let _ = listener.deregister(self.poll.registry());
+        }
+        self.listeners.clear();
+        let keys: Vec<usize> = self.connections.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            if self.connections.get(key).is_some_and(|c| c.stage == Stage::Open) {
+                self.refuse(key, Reason::SHUTTING_DOWN, "server shutting down");
+            } else {
+                self.lost(key, "server shutting down");
+            }
+        }
+        self.work();
+        self.shared.lane_stopped();
+        self.stopping_at_ms = Some(self.now_ms + grace_ms.max(1));
+    }
+}

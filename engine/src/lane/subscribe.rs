@@ -1,0 +1,364 @@
+//! SUBSCRIBE and UNSUBSCRIBE: checks, the barrier that SUBACK waits for, and the retained messages that follow it.
+
+use smallvec::SmallVec;
+
+use super::exchange::{LaneMessage, Question, RetainedQuery};
+use super::{Lane, Todo};
+use crate::channel::{ConnectionId, SessionRef};
+use crate::codec::{Packet, QoS, Reason, Suback, Subscribe, SubscribeFilter, Unsubscribe};
+use crate::connection::Stage;
+use crate::partition::{Ask, Input, Subscriber};
+use crate::queue::SubscriptionIds;
+use crate::session::Subscription;
+use crate::shared::Member;
+use crate::stats::Gauge;
+use crate::topic;
+
+/// A SUBACK on its way: what it waits for, and what follows it.
+#[derive(Debug)]
+pub(super) struct Asked {
+    connection: ConnectionId,
+    session: SessionRef,
+    id: u16,
+    codes: SmallVec<[u8; 4]>,
+    /// Filters whose retained messages are wanted.
+    replays: Vec<(Box<str>, QoS, SubscriptionIds)>,
+    /// Version of our interest that all must have confirmed.
+    version: u64,
+    /// Groups that have not answered.
+    joins: u32,
+}
+
+impl Lane {
+    pub(super) fn on_subscribe(&mut self, key: usize, packet: &Subscribe<'_>) {
+        let Some(c) = self.connections.get(key) else { return };
+        let (session, v5) = (c.session, c.version.is_v5());
+        let connection = self.id_of(key);
+        let sub_id = packet.properties.subscription_id.unwrap_or(0);
+        let entry = self.questions.vacant_key();
+        let mut asked = Asked {
+            connection,
+            session,
+            id: packet.id,
+            codes: SmallVec::new(),
+            replays: Vec::new(),
+            version: 0,
+            joins: 0,
+        };
+        let question = Question { lane: self.number, key: entry };
+        for f in &packet.filters {
+            if let Err((reason, text)) = self.check_filter(key, f) {
+                if reason == Reason::PROTOCOL_ERROR {
+                    return self.refuse(key, reason, text);
+                }
+                asked.codes.push(if v5 { reason.0 } else { 0x80 });
+                continue;
+            }
+            self.subscribe_one(key, f, sub_id, question, &mut asked);
+        }
+        if asked.version == 0 && asked.joins == 0 {
+            return self.complete(asked);
+        }
+        self.questions.insert(asked);
+        self.work();
+        self.complete_if_ready(entry);
+    }
+
+    fn check_filter(&mut self, key: usize, f: &SubscribeFilter<'_>) -> Result<(), (Reason, &'static str)> {
+        let limits = &self.config.limits;
+        let inner = match topic::shared(f.filter) {
+            None => f.filter,
+            Some(Ok(shared)) => shared.filter,
+            Some(Err(())) => return Err((Reason::FILTER_INVALID, "shared subscription without group or filter")),
+        };
+        if !topic::valid_filter(inner) {
+            let v5 = self.connections.get(key).is_some_and(|c| c.version.is_v5());
+            let reason = if v5 { Reason::FILTER_INVALID } else { Reason::PROTOCOL_ERROR };
+            return Err((reason, "malformed topic filter"));
+        }
+        if f.filter.len() > limits.topic_bytes_max || topic::levels(inner) > limits.topic_levels_max {
+            return Err((Reason::FILTER_INVALID, "topic filter too long or too deep"));
+        }
+        if let Some(fault) = self.faults.iter_mut().find(|t| t.hits_subscribe(f.filter)) {
+            return Err((fault.take(), "refused by a test"));
+        }
+        let Some(c) = self.connections.get(key) else { return Ok(()) };
+        let mounted = mount(c.rare.as_ref().map_or("", |r| &r.mount_point), inner);
+        if !c.rules.allow_all() && !c.rules.may_subscribe(mounted.as_deref().unwrap_or(inner)) {
+            return Err((Reason::NOT_AUTHORIZED, "not authorized"));
+        }
+        Ok(())
+    }
+
+    fn subscribe_one(&mut self, key: usize, f: &SubscribeFilter<'_>, id: u32, question: Question, asked: &mut Asked) {
+        let Some(c) = self.connections.get(key) else { return };
+        let qos_max = QoS::from_bits(self.config.qos_max(c.listener)).unwrap_or_default();
+        let full = self.mounted_filter(key, f.filter);
+        let filter = full.as_deref().unwrap_or(f.filter);
+        let subscription = Subscription {
+            qos: f.qos.min(qos_max),
+            no_local: f.no_local,
+            retain_as_published: f.retain_as_published,
+            id,
+        };
+        let session = asked.session;
+        let now_ms = self.now_ms;
+        let mut effects = self.spare_effects.pop().unwrap_or_default();
+        let Some(partition) = self.partition(session.partition) else { return };
+        let granted = partition.subscribe(now_ms, session, &Ask { filter, subscription }, &mut effects);
+        self.wait_for = None;
+        let joins = effects.iter().filter(|e| matches!(e, crate::partition::Effect::GroupJoin { .. })).count();
+        asked.joins += u32::try_from(joins).unwrap_or(0);
+        for effect in &mut effects {
+            if let crate::partition::Effect::GroupJoin { group, member } = effect {
+                let (group, member) = (std::mem::take(group), member.clone());
+                self.ask_to_join(group, member, question);
+            }
+        }
+        effects.retain(|e| !matches!(e, crate::partition::Effect::GroupJoin { .. }));
+        self.carry_out(&mut effects, None);
+        self.spare_effects.push(effects);
+        asked.version = asked.version.max(self.wait_for.take().unwrap_or(0));
+        asked.codes.push(granted.code);
+        let wanted = match f.retain_handling {
+            0 => true,
+            1 => !granted.existed,
+            _ => false,
+        };
+        if granted.code < 0x80 && wanted && topic::shared(filter).is_none() {
+            let ids = (id != 0).then_some(id).into_iter().collect();
+            asked.replays.push((filter.into(), subscription.qos, ids));
+        }
+        if !granted.existed && granted.code < 0x80 {
+            self.stats.shift(Gauge::subscriptions, 1);
+        }
+    }
+
+    /// The filter behind the mount point of the listener, if there is one.
+    fn mounted_filter(&self, key: usize, filter: &str) -> Option<String> {
+        let mount_point = &self.connections.get(key)?.rare.as_ref()?.mount_point;
+        match topic::shared(filter) {
+            Some(Ok(s)) => mount(mount_point, s.filter).map(|inner| format!("$share/{}/{inner}", s.group)),
+            _ => mount(mount_point, filter),
+        }
+    }
+
+    pub(super) fn tree_add(&mut self, filter: &str, subscriber: Subscriber) {
+        if self.tree.insert(filter, subscriber).is_none() {
+            let version = self.interest.add(filter);
+            self.wait_for = self.wait_for.max(version);
+        } else {
+            // replaced: known already, but perhaps not to everybody yet
+            let version = self.interest.add(filter);
+            self.interest.remove(filter);
+            self.wait_for = self.wait_for.max(version);
+        }
+    }
+
+    pub(super) fn tree_remove(&mut self, filter: &str, key: u64) {
+        if self.tree.remove(filter, key).is_some() {
+            self.interest.remove(filter);
+            if key >> 48 == 0 {
+                self.stats.shift(Gauge::subscriptions, -1);
+            }
+        }
+    }
+
+    // ---- joining groups
+
+    /// A session re-asserts a membership without a SUBACK that waits.
+    pub(super) fn join_group(&mut self, group: Box<str>, member: Member) {
+        self.todo.push_back(Todo::Joined { group, member, question: None });
+    }
+
+    fn ask_to_join(&mut self, group: Box<str>, member: Member, question: Question) {
+        let lane = self.shared.ring.lane(self.shared.ring.partition(&group));
+        if lane == self.number {
+            self.todo.push_back(Todo::Joined { group, member, question: Some(question) });
+        } else {
+            self.send(lane, LaneMessage::Join { group, member, question });
+        }
+    }
+
+    /// The group is here: it joins, and answers when everybody knows that this lane wants the filter.
+    pub(super) fn on_join(&mut self, group: &str, member: Member, question: Option<Question>) {
+        let partition = self.shared.ring.partition(group);
+        self.wait_for = None;
+        self.step(partition, Input::GroupJoin { group, member }, None);
+        let filter = group.split_once('/').map_or(group, |(_, f)| f);
+        // the group may be older than this member and its filter still unconfirmed
+        let mut version = self.interest.add(filter);
+        self.interest.remove(filter);
+        version = version.max(self.wait_for.take());
+        let Some(question) = question else { return };
+        match version {
+            Some(version) => self.joins.push((version, question)),
+            None => self.say_joined(question),
+        }
+    }
+
+    fn say_joined(&mut self, question: Question) {
+        if question.lane == self.number {
+            self.on_joined(question.key);
+        } else {
+            self.send(question.lane, LaneMessage::Joined { key: question.key });
+        }
+    }
+
+    pub(super) fn on_joined(&mut self, key: usize) {
+        if let Some(asked) = self.questions.get_mut(key) {
+            asked.joins = asked.joins.saturating_sub(1);
+        }
+        self.complete_if_ready(key);
+    }
+
+    // ---- the barrier
+
+    pub(super) fn on_confirm(&mut self, from: u16, version: u64, sent: Vec<u64>) {
+        self.interest.confirm(from, version);
+        if let Some(known) = self.peer_sent.get_mut(usize::from(from)) {
+            *known = sent;
+        }
+        let confirmed = self.interest.confirmed();
+        let joins = std::mem::take(&mut self.joins);
+        for (version, question) in joins {
+            if version <= confirmed {
+                self.say_joined(question);
+            } else {
+                self.joins.push((version, question));
+            }
+        }
+        let ready: Vec<usize> = self.questions.iter().filter(|(_, a)| a.version <= confirmed).map(|(k, _)| k).collect();
+        for key in ready {
+            self.complete_if_ready(key);
+        }
+    }
+
+    fn complete_if_ready(&mut self, key: usize) {
+        let confirmed = self.interest.confirmed();
+        let ready = self.questions.get(key).is_some_and(|a| a.joins == 0 && a.version <= confirmed);
+        if ready {
+            let asked = self.questions.remove(key);
+            self.complete(asked);
+        }
+    }
+
+    /// SUBACK, then the retained messages.
+    fn complete(&mut self, asked: Asked) {
+        let Asked { connection, session, id, codes, replays, .. } = asked;
+        let Some(c) = self.connection(connection).filter(|c| c.stage == Stage::Open) else { return };
+        c.send(&Packet::Suback(Box::new(Suback { id, codes, ..Suback::default() })));
+        self.mark_dirty(connection.key as usize);
+        for (filter, qos, ids) in replays {
+            self.query_retained(session, &filter, qos, &ids);
+        }
+    }
+
+    /// An exact topic has one owner, a wildcard asks every lane.
+    fn query_retained(&mut self, session: SessionRef, filter: &str, qos: QoS, ids: &SubscriptionIds) {
+        let owner = self.shared.ring.lane(self.shared.ring.partition(filter));
+        let everywhere = topic::has_wildcard(filter);
+        let lanes: SmallVec<[u16; 8]> =
+            (0..self.shared.ring.lanes()).filter(|&l| l != self.number && (everywhere || l == owner)).collect();
+        let places = u32::try_from(lanes.len()).unwrap_or(0);
+        if places > 0 {
+            if let Some(p) = self.partition(session.partition) {
+                p.expect_replay(session, places);
+            }
+        }
+        for to in lanes {
+            let after = self.peer_sent.iter().map(|sent| sent.get(usize::from(to)).copied().unwrap_or(0)).collect();
+            let (filter, ids) = (filter.into(), ids.clone());
+            self.send(to, LaneMessage::Ask(RetainedQuery { from: self.number, session, filter, qos, ids, after }));
+        }
+        if everywhere || owner == self.number {
+            let messages = self.retained_here(filter);
+            self.replay_to(self.number, session, messages, qos, ids.clone());
+        }
+    }
+
+    fn retained_here(&mut self, filter: &str) -> Vec<crate::message::Stored> {
+        let mut found = Vec::new();
+        let only = (!topic::has_wildcard(filter)).then(|| self.shared.ring.partition(filter));
+        let partitions = self.partitions.iter().enumerate();
+        for (number, partition) in partitions.filter_map(|(n, p)| Some((n, p.as_deref()?))) {
+            if only.is_none_or(|o| usize::from(o) == number) && !partition.state().retained.is_empty() {
+                partition.state().retained.find(filter, &mut found);
+            }
+        }
+        found
+    }
+
+    fn replay_to(
+        &mut self,
+        lane: u16,
+        session: SessionRef,
+        messages: Vec<crate::message::Stored>,
+        qos: QoS,
+        ids: SubscriptionIds,
+    ) {
+        if lane != self.number {
+            return self.send(lane, LaneMessage::Replay { session, messages, qos, ids });
+        }
+        if !messages.is_empty() {
+            if let Some(p) = self.partition(session.partition) {
+                p.expect_replay(session, 1);
+            }
+            self.step(session.partition, Input::Replay { session, messages, qos, ids }, None);
+        }
+    }
+
+    /// Questions of other lanes whose time has come: everything that they must see is applied.
+    pub(super) fn answer_deferred(&mut self) {
+        let queries = std::mem::take(&mut self.deferred);
+        for query in queries {
+            let me = usize::from(self.number);
+            let applied = query.after.iter().zip(&self.received).enumerate().all(|(i, (a, r))| i == me || a <= r);
+            if applied {
+                let messages = self.retained_here(&query.filter);
+                self.replay_to(query.from, query.session, messages, query.qos, query.ids);
+            } else {
+                self.deferred.push(query);
+            }
+        }
+    }
+
+    pub(super) fn on_unsubscribe(&mut self, key: usize, packet: &Unsubscribe<'_>) {
+        let Some(c) = self.connections.get(key) else { return };
+        let (session, v5) = (c.session, c.version.is_v5());
+        let mut codes = SmallVec::new();
+        for filter in &packet.filters {
+            let bad_share = matches!(topic::shared(filter), Some(Err(())));
+            let inner = topic::shared(filter).and_then(Result::ok).map_or(*filter, |s| s.filter);
+            if bad_share || !topic::valid_filter(inner) {
+                if !v5 {
+                    return self.refuse(key, Reason::PROTOCOL_ERROR, "malformed topic filter");
+                }
+                codes.push(Reason::FILTER_INVALID.0);
+                continue;
+            }
+            let full = self.mounted_filter(key, filter);
+            let filter = full.as_deref().unwrap_or(filter);
+            let now_ms = self.now_ms;
+            let mut effects = self.spare_effects.pop().unwrap_or_default();
+            let reason = match self.partition(session.partition) {
+                Some(p) => p.unsubscribe(now_ms, session, filter, &mut effects),
+                None => Reason::UNSPECIFIED,
+            };
+            self.carry_out(&mut effects, None);
+            self.spare_effects.push(effects);
+            codes.push(reason.0);
+        }
+        let Some(c) = self.connections.get_mut(key) else { return };
+        if !v5 {
+            codes.clear();
+        }
+        c.send(&Packet::Unsuback(Box::new(Suback { id: packet.id, codes, ..Suback::default() })));
+        self.mark_dirty(key);
+    }
+}
+
+/// Prefix and filter, unless there is no prefix.
+fn mount(mount_point: &str, filter: &str) -> Option<String> {
+    (!mount_point.is_empty()).then(|| format!("{mount_point}{filter}"))
+}

@@ -1,0 +1,217 @@
+//! From a session's queue to its connection: windows, acknowledgements, retained replay (sections 4.3, 4.4, 4.9).
+
+use super::{Body, Deliver, Effect, Effects, Partition};
+use crate::channel::{ConnectionId, SessionRef};
+use crate::codec::{AckKind, QoS, Reason};
+use crate::limits::Drop as DropReason;
+use crate::message::Stored;
+use crate::queue::{Queue, Stage, SubscriptionIds};
+use crate::record::{Delivery, Record};
+
+/// Most bytes that one step sends to one session; the rest follows after the connection has written them.
+const STEP_BYTES_MAX: usize = 256 * 1024;
+/// Most messages that one step sends to one session.
+const STEP_MESSAGES_MAX: usize = 1_024;
+
+impl Partition {
+    /// Sends what the window allows, oldest first, then feeds a retained replay.
+    pub(super) fn pump(&mut self, slot: u32, out: &mut Effects) {
+        let inflight_bytes_max = self.rules.limits.inflight_bytes_max;
+        let (mut bytes, mut count) = (0, 0);
+        loop {
+            let now_ms = self.now_ms;
+            let Some(session) = self.state.session_mut(slot) else { return };
+            let Some(channel) = session.can_send(inflight_bytes_max) else { return };
+            if bytes > STEP_BYTES_MAX || count > STEP_MESSAGES_MAX {
+                let session = SessionRef { partition: self.number, slot, uid: session.uid };
+                out.push(Effect::Again { session });
+                return;
+            }
+            let Some(due) = session.queue.next() else {
+                if self.feed_replay(slot, &mut bytes, &mut count, out) {
+                    continue;
+                }
+                return;
+            };
+            let (index, stage, qos, retain) = (due.index, due.entry.stage, due.entry.qos, due.entry.retain);
+            count += 1;
+            if stage == Stage::ReleaseAgain {
+                session.queue.mark(index, Stage::Received);
+                let id = Queue::identifier(index);
+                out.push(Effect::Pubrel { connection: channel.connection, id, reason: Reason::SUCCESS });
+                continue;
+            }
+            let Some(message) = due.entry.message.clone() else {
+                session.queue.mark(index, Stage::Done);
+                continue;
+            };
+            if stage == Stage::Waiting && message.head().expired(now_ms) {
+                self.drop_queued(slot, index, DropReason::Expired, out);
+                continue;
+            }
+            let ids = due.entry.ids.clone();
+            bytes += message.len();
+            let again = stage == Stage::Again;
+            let id = if qos == QoS::AtMostOnce { 0 } else { Queue::identifier(index) };
+            let connection = channel.connection;
+            let body = Body::Stored(message);
+            let deliver = Effect::Deliver(Deliver { connection, id, qos, dup: again, retain, ids, body });
+            if qos == QoS::AtMostOnce {
+                let durable = session.durable();
+                self.commit(durable, Record::Acknowledged { slot, index });
+                out.push(deliver);
+            } else {
+                session.queue.mark(index, Stage::Sent);
+                if qos == QoS::ExactlyOnce { self.when_safe(deliver, out) } else { out.push(deliver) }
+            }
+        }
+    }
+
+    /// Feeds one retained message; true if something was fed or skipped.
+    fn feed_replay(&mut self, slot: u32, bytes: &mut usize, count: &mut usize, out: &mut Effects) -> bool {
+        let now_ms = self.now_ms;
+        let Some(session) = self.state.session_mut(slot) else { return false };
+        let Some(replay) = &mut session.replay else { return false };
+        let Some((message, qos, ids)) = replay.items.pop_front() else {
+            if replay.pending == 0 {
+                session.replay = None;
+            }
+            return false;
+        };
+        let skip = message.head().expired(now_ms) || replay.passed.contains(message.view().topic);
+        *count += 1;
+        if skip {
+            return true;
+        }
+        *bytes += message.len();
+        let durable = session.durable();
+        if qos == QoS::AtMostOnce {
+            if let Some(channel) = session.channel {
+                let (connection, body) = (channel.connection, Body::Stored(message));
+                let deliver = Deliver { connection, id: 0, qos, dup: false, retain: true, ids, body };
+                out.push(Effect::Deliver(deliver));
+            }
+            return true;
+        }
+        // its publisher's origin belongs to the live message, not to this copy
+        let to = [Delivery { slot, qos, retain: true, ids, group: None }];
+        self.commit(durable, Record::Enqueued { message: &message, to: &to });
+        true
+    }
+
+    /// Retained messages for a new subscription join the replay.
+    pub(super) fn replay(
+        &mut self,
+        session: SessionRef,
+        messages: Vec<Stored>,
+        qos: QoS,
+        ids: &SubscriptionIds,
+        out: &mut Effects,
+    ) {
+        let upgrade = self.rules.upgrade_qos;
+        let Some(s) = self.session_mut(session) else { return };
+        let replay = s.replay.get_or_insert_default();
+        replay.pending = replay.pending.saturating_sub(1);
+        for message in messages {
+            let qos = if upgrade { qos } else { qos.min(message.head().qos) };
+            replay.items.push_back((message, qos, ids.clone()));
+        }
+        self.pump(session.slot, out);
+    }
+
+    /// Retained messages will come from `n` places.
+    pub fn expect_replay(&mut self, session: SessionRef, n: u32) {
+        if let Some(s) = self.session_mut(session) {
+            s.replay.get_or_insert_default().pending += n;
+        }
+    }
+
+    pub(super) fn ack(
+        &mut self,
+        session: SessionRef,
+        connection: ConnectionId,
+        kind: AckKind,
+        id: u16,
+        reason: Reason,
+        out: &mut Effects,
+    ) {
+        let slot = session.slot;
+        let Some(s) = self.session_mut(session) else { return };
+        let durable = s.durable();
+        let found = s.queue.index_of(id).and_then(|index| {
+            let entry = s.queue.get_mut(index)?;
+            Some((index, entry.stage, entry.qos))
+        });
+        let refused = reason.is_error();
+        match (kind, found) {
+            (AckKind::Puback, Some((index, Stage::Sent, QoS::AtLeastOnce)))
+            | (AckKind::Pubcomp, Some((index, Stage::Received, _))) => {
+                if refused && kind == AckKind::Puback {
+                    self.drop_queued(slot, index, DropReason::Refused, out);
+                } else {
+                    self.finish(slot, index, durable, out);
+                }
+            }
+            (AckKind::Pubrec, Some((index, Stage::Sent, QoS::ExactlyOnce))) if refused => {
+                self.drop_queued(slot, index, DropReason::Refused, out);
+            }
+            (AckKind::Pubrec, Some((index, Stage::Sent, QoS::ExactlyOnce))) => {
+                self.commit(durable, Record::Received { slot, index });
+                self.when_safe(Effect::Pubrel { connection, id, reason: Reason::SUCCESS }, out);
+            }
+            (AckKind::Pubrec, Some((_, Stage::Received, _))) => {
+                self.when_safe(Effect::Pubrel { connection, id, reason: Reason::SUCCESS }, out);
+            }
+            // the other kind of acknowledgement than the one that is due
+            (AckKind::Puback, Some((_, Stage::Sent | Stage::Received, QoS::ExactlyOnce)))
+            | (AckKind::Pubrec, Some((_, Stage::Sent, QoS::AtLeastOnce)))
+            | (AckKind::Pubcomp, Some((_, Stage::Sent, _))) => {
+                out.push(Effect::Close { connection, reason: Reason::PROTOCOL_ERROR });
+            }
+            (AckKind::Pubrec, _) if !refused => {
+                out.push(Effect::Pubrel { connection, id, reason: Reason::ID_NOT_FOUND });
+            }
+            _ => {}
+        }
+        self.pump(slot, out);
+    }
+
+    /// The message is done: acknowledged in full.
+    fn finish(&mut self, slot: u32, index: u64, durable: bool, out: &mut Effects) {
+        self.group_told(slot, index, out);
+        self.commit(durable, Record::Acknowledged { slot, index });
+    }
+
+    /// The message will never be acknowledged; the drop is counted.
+    pub(super) fn drop_queued(&mut self, slot: u32, index: u64, reason: DropReason, out: &mut Effects) {
+        let Some(s) = self.state.session_mut(slot) else { return };
+        let durable = s.durable();
+        let entry = s.queue.get_mut(index).and_then(|e| Some((e.message.clone()?, e.qos)));
+        if let Some((message, qos)) = entry {
+            self.dropped(slot, &message, qos, reason, out);
+        }
+        self.finish(slot, index, durable, out);
+    }
+
+    /// [MQTT-3.1.2-25]: larger than the client allows; as if it had been sent.
+    pub(super) fn too_large(&mut self, session: SessionRef, id: u16, out: &mut Effects) {
+        let Some(index) = self.session(session).and_then(|s| s.queue.index_of(id)) else { return };
+        self.drop_queued(session.slot, index, DropReason::TooLarge, out);
+        self.pump(session.slot, out);
+    }
+
+    pub(super) fn set_congested(&mut self, session: SessionRef, congested: bool, out: &mut Effects) {
+        if let Some(channel) = self.session_mut(session).and_then(|s| s.channel.as_mut()) {
+            channel.congested = congested;
+        }
+        if !congested {
+            self.resume(session, out);
+        }
+    }
+
+    pub(super) fn resume(&mut self, session: SessionRef, out: &mut Effects) {
+        if self.session(session).is_some() {
+            self.pump(session.slot, out);
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! The door to Python: an engine that starts, takes orders, reports events, and stops. Nothing crosses it per message.
+//!
+//! The engine never waits for whoever is on the other side: events go into a bounded queue and are counted when it is
+//! full. Texts are JSON, drawn in `docs/formats/door.md`.
+
+mod clock;
+mod event;
+mod order;
+mod shared;
+
+pub use clock::Clock;
+pub use event::Events;
+pub use order::{Fault, Order};
+pub use shared::{Config, Shared};
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use mio::Poll;
+
+use crate::lane::{Lane, LaneMessage, Mailbox};
+use crate::net::Listener;
+use crate::ring::Ring;
+use crate::settings::Settings;
+
+/// A running engine: lanes, listeners, and the queue of events.
+#[derive(Debug)]
+pub struct Engine {
+    shared: Arc<Shared>,
+    lanes: Vec<JoinHandle<()>>,
+}
+
+impl Engine {
+    /// Binds every listener and starts the lanes.
+    ///
+    /// # Errors
+    /// A text that says what was wrong, where, and what to do.
+    pub fn start(settings: &str) -> Result<Self, String> {
+        let settings: Settings = serde_json::from_str(settings).map_err(|e| format!("settings: {e}"))?;
+        let lanes = match settings.lanes {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            n => n,
+        };
+        let key = shared::key(settings.key.as_deref())?;
+        let partitions = if settings.partitions == 0 { 64 } else { settings.partitions };
+        let ring = Ring::new(key, partitions, lanes);
+        let config = Arc::new(Config::load(settings)?);
+        let mut listeners = Vec::new();
+        for (index, listener) in config.settings.listeners.iter().enumerate() {
+            let bound = Listener::bind(listener).map_err(|e| e.to_string())?;
+            listeners.push((u16::try_from(index).unwrap_or(0), bound));
+        }
+        let mut polls = Vec::new();
+        let mut mailboxes = Vec::new();
+        for _ in 0..ring.lanes() {
+            let poll = Poll::new().map_err(|e| format!("no event queue: {e}"))?;
+            mailboxes.push(Mailbox::new(&poll).map_err(|e| format!("no waker: {e}"))?);
+            polls.push(poll);
+        }
+        let shared = Arc::new(Shared::new(ring, mailboxes, &config).map_err(|e| format!("no event pipe: {e}"))?);
+        for (index, listener) in &listeners {
+            let name = config.settings.listeners.get(usize::from(*index)).map_or("", |l| &l.name);
+            shared.events.listening(name, listener.kind(), &listener.local_address());
+        }
+        let mut dealt: Vec<Vec<(u16, Listener)>> = polls.iter().map(|_| Vec::new()).collect();
+        for (i, listener) in listeners.into_iter().enumerate() {
+            let at = i % dealt.len().max(1);
+            if let Some(own) = dealt.get_mut(at) {
+                own.push(listener);
+            }
+        }
+        let mut handles = Vec::new();
+        for ((number, poll), own) in (0..ring.lanes()).zip(polls).zip(dealt) {
+            let (shared, config) = (Arc::clone(&shared), Arc::clone(&config));
+            let run = move || {
+                let mut lane = Lane::new(number, shared, config, poll);
+                for (index, listener) in own {
+                    lane.add_listener(index, listener);
+                }
+                lane.run();
+            };
+            let builder = std::thread::Builder::new().name(format!("lane-{number}"));
+            handles.push(builder.spawn(run).map_err(|e| format!("no thread: {e}"))?);
+        }
+        Ok(Self { shared, lanes: handles })
+    }
+
+    /// Hands over a JSON array of commands.
+    ///
+    /// # Errors
+    /// The text is not what `docs/formats/door.md` says; nothing of it is done.
+    pub fn submit(&self, commands: &str) -> Result<(), String> {
+        let orders: Vec<Order> = serde_json::from_str(commands).map_err(|e| format!("command: {e}"))?;
+        for order in orders {
+            self.give(order)?;
+        }
+        Ok(())
+    }
+
+    fn give(&self, order: Order) -> Result<(), String> {
+        match order {
+            Order::Stats { id } => self.shared.report(id),
+            Order::Advance { ms } => {
+                self.shared.clock.advance(ms);
+                self.broadcast(&Order::Wake);
+            }
+            Order::Reload { settings } => match Config::load(*settings) {
+                Ok(config) => {
+                    let order = Order::Apply { config: Arc::new(config) };
+                    self.broadcast(&order);
+                    self.shared.events.reloaded(None);
+                }
+                Err(error) => self.shared.events.reloaded(Some(&error)),
+            },
+            Order::Publish { .. } => self.post(0, order),
+            Order::Disconnect { ref client_id, .. } => {
+                let lane = self.shared.ring.lane(self.shared.ring.partition(client_id));
+                self.post(lane, order);
+            }
+            Order::Drops { .. } => {
+                self.shared.begin_drops(&order);
+                self.broadcast(&order);
+            }
+            other => self.broadcast(&other),
+        }
+        Ok(())
+    }
+
+    fn broadcast(&self, order: &Order) {
+        for lane in 0..self.shared.ring.lanes() {
+            self.post(lane, order.clone());
+        }
+    }
+
+    fn post(&self, lane: u16, order: Order) {
+        self.shared.post(lane, lane, LaneMessage::Order(order));
+    }
+
+    /// Takes the events since the last call, at most 1,024, as a JSON array.
+    #[must_use]
+    pub fn poll(&self) -> String {
+        self.shared.events.take(1024)
+    }
+
+    /// A descriptor that is readable while there are events.
+    #[must_use]
+    pub fn fd(&self) -> i32 {
+        self.shared.events.fd()
+    }
+
+    /// Ends every lane at once. A graceful end is the command `stop` before it.
+    pub fn stop(&mut self) {
+        self.broadcast(&Order::End);
+        let me = std::thread::current().id();
+        for handle in self.lanes.drain(..) {
+            if handle.thread().id() != me {
+                let _ = handle.join();
+            }
+        }
+    }
+
+    /// Waits until every lane has ended by itself after the command `stop`.
+    #[must_use]
+    pub fn wait(&self, at_most: Duration) -> bool {
+        let until = std::time::Instant::now() + at_most;
+        while std::time::Instant::now() < until {
+            if self.lanes.iter().all(JoinHandle::is_finished) {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        false
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// A name that nobody else has: 128 random bits as text.
+#[must_use]
+pub fn random_name() -> String {
+    let mut bytes = [0u8; 16];
+    if getrandom::fill(&mut bytes).is_err() {
+        let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos());
+        bytes = nanos.to_le_bytes();
+    }
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}

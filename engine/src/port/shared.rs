@@ -1,0 +1,278 @@
+//! What all lanes share: the ring, their mailboxes, counters, the clock, and the configuration that they obey.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use serde_json::{Map, Value, json};
+
+use super::{Clock, Events, Order};
+use crate::access::{Access, Throttle, Workers};
+use crate::codec::Publish;
+use crate::lane::{LaneMessage, Mailbox};
+use crate::limits::Limits;
+use crate::net::{Layers, PeerAddress};
+use crate::partition::{RetainedTotal, Rules};
+use crate::ring::Ring;
+use crate::settings::Settings;
+use crate::stats::Stats;
+
+/// Settings with everything that they name read in.
+#[derive(Debug)]
+pub struct Config {
+    /// As they came.
+    pub settings: Settings,
+    /// Bounds.
+    pub limits: Arc<Limits>,
+    /// Access rules by position.
+    pub access: Vec<Arc<Access>>,
+    /// Layers of each listener.
+    pub layers: Vec<Arc<Layers>>,
+}
+
+impl Config {
+    /// Reads every file that the settings name.
+    ///
+    /// # Errors
+    /// File, line, what is wrong, what to do.
+    pub fn load(settings: Settings) -> Result<Self, String> {
+        let access = settings.access.iter().map(|a| Access::load(a).map(Arc::new)).collect::<Result<Vec<_>, _>>();
+        let access = access.map_err(|e| e.to_string())?;
+        let layers = settings.listeners.iter().map(|l| Layers::load(l).map(Arc::new)).collect::<Result<Vec<_>, _>>();
+        let layers = layers.map_err(|e| e.to_string())?;
+        for l in &settings.listeners {
+            if l.access >= access.len() {
+                return Err(format!("listener {}: access {} does not exist", l.name, l.access));
+            }
+        }
+        Ok(Self { limits: Arc::new(settings.limits.clone()), settings, access, layers })
+    }
+
+    /// The rules of partitions.
+    #[must_use]
+    pub fn rules(&self, shared: &Shared) -> Rules {
+        Rules {
+            limits: Arc::clone(&self.limits),
+            queue_qos0: self.settings.mqtt.queue_qos0,
+            upgrade_qos: self.settings.mqtt.upgrade_qos,
+            retained: Arc::clone(&shared.retained),
+        }
+    }
+
+    /// Highest QoS of a listener.
+    #[must_use]
+    pub fn qos_max(&self, listener: u16) -> u8 {
+        let own = self.settings.listeners.get(usize::from(listener)).and_then(|l| l.qos_max);
+        own.unwrap_or(2).min(self.settings.mqtt.qos_max).min(2)
+    }
+
+    /// Topic aliases that clients of a listener may use.
+    #[must_use]
+    pub fn topic_alias_max(&self, listener: u16) -> u16 {
+        let own = self.settings.listeners.get(usize::from(listener)).and_then(|l| l.topic_alias_max);
+        own.unwrap_or(self.limits.topic_alias_max)
+    }
+
+    /// Message expiry of a PUBLISH, shortened for retained ones if so configured.
+    #[must_use]
+    pub fn expiry_of(&self, p: &Publish<'_>) -> Option<u32> {
+        let cap = self.settings.mqtt.retain_expiry_s;
+        if !p.retain || cap == 0 {
+            return p.properties.expiry_s;
+        }
+        let cap = u32::try_from(cap).unwrap_or(u32::MAX);
+        Some(p.properties.expiry_s.unwrap_or(u32::MAX).min(cap))
+    }
+}
+
+/// The answer to `drops` while lanes still add to it.
+#[derive(Debug, Default)]
+struct DropsReport {
+    missing: u16,
+    total: u64,
+    entries: Vec<Value>,
+}
+
+/// Shared by all lanes.
+#[derive(Debug)]
+pub struct Shared {
+    /// Client id to lane.
+    pub ring: Ring,
+    /// One for each lane.
+    pub mailboxes: Vec<Mailbox>,
+    /// Towards Python.
+    pub events: Events,
+    /// Password checks.
+    pub workers: Workers,
+    /// One for each lane.
+    pub stats: Vec<Arc<Stats>>,
+    /// Engine time.
+    pub clock: Clock,
+    /// Connections that were let in.
+    pub connections: AtomicUsize,
+    /// Whose turn it is to get a socket.
+    pub turn: AtomicU32,
+    /// Retained messages in total.
+    pub retained: Arc<RetainedTotal>,
+    per_address: Mutex<HashMap<IpAddr, usize>>,
+    per_listener: Vec<AtomicUsize>,
+    throttle: Mutex<Throttle>,
+    drops: Mutex<HashMap<u64, DropsReport>>,
+    stopped: AtomicUsize,
+    most_connections: AtomicUsize,
+}
+
+impl Shared {
+    /// For lanes with these mailboxes.
+    ///
+    /// # Errors
+    /// The operating system refuses the event pipe.
+    pub fn new(ring: Ring, mailboxes: Vec<Mailbox>, config: &Config) -> std::io::Result<Self> {
+        let limits = &config.limits;
+        Ok(Self {
+            stats: mailboxes.iter().map(|_| Arc::default()).collect(),
+            ring,
+            mailboxes,
+            events: Events::new()?,
+            workers: Workers::start(2, limits.auth_queue_max),
+            clock: Clock::default(),
+            connections: AtomicUsize::new(0),
+            turn: AtomicU32::new(0),
+            retained: Arc::default(),
+            per_address: Mutex::default(),
+            per_listener: config.settings.listeners.iter().map(|_| AtomicUsize::new(0)).collect(),
+            throttle: Mutex::new(Throttle::new(limits.auth_failures_max)),
+            drops: Mutex::default(),
+            stopped: AtomicUsize::new(0),
+            most_connections: AtomicUsize::new(0),
+        })
+    }
+
+    /// Leaves one message for a lane.
+    pub fn post(&self, from: u16, to: u16, message: LaneMessage) {
+        if let Some(mailbox) = self.mailboxes.get(usize::from(to)) {
+            mailbox.post(from, vec![message]);
+        }
+    }
+
+    /// A socket of this address; false if the address has too many (0: no bound).
+    pub fn enter(&self, address: &PeerAddress, max: usize) -> bool {
+        let Some(ip) = address.ip() else { return true };
+        let Ok(mut table) = self.per_address.lock() else { return true };
+        let n = table.entry(ip).or_default();
+        if max > 0 && *n >= max {
+            return false;
+        }
+        *n += 1;
+        true
+    }
+
+    /// The socket is gone.
+    pub fn leave(&self, address: &PeerAddress) {
+        let Some(ip) = address.ip() else { return };
+        let Ok(mut table) = self.per_address.lock() else { return };
+        if let Some(n) = table.get_mut(&ip) {
+            *n = n.saturating_sub(1);
+            if *n == 0 {
+                table.remove(&ip);
+            }
+        }
+    }
+
+    /// A login from this address failed; how long its answer waits, milliseconds.
+    pub fn login_failed(&self, ip: IpAddr, now_ms: u64) -> u64 {
+        let Ok(mut throttle) = self.throttle.lock() else { return 0 };
+        throttle.failed(ip, now_ms);
+        throttle.delay_ms(ip, now_ms)
+    }
+
+    /// Has the listener as many connections as it may?
+    #[must_use]
+    pub fn listener_full(&self, listener: usize, config: &Config) -> bool {
+        let max = config.settings.listeners.get(listener).map_or(0, |l| l.connections_max);
+        max > 0 && self.per_listener.get(listener).is_some_and(|n| n.load(Ordering::Relaxed) >= max)
+    }
+
+    /// A connection of a listener was let in (or has ended).
+    pub fn count_connection(&self, listener: u16, came: bool) {
+        let Some(n) = self.per_listener.get(usize::from(listener)) else { return };
+        if came {
+            n.fetch_add(1, Ordering::Relaxed);
+            let all = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
+            self.most_connections.fetch_max(all, Ordering::Relaxed);
+        } else {
+            n.fetch_sub(1, Ordering::Relaxed);
+            self.connections.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A lane has ended gracefully; the last one says so.
+    pub fn lane_stopped(&self) {
+        if self.stopped.fetch_add(1, Ordering::Relaxed) + 1 == self.mailboxes.len() {
+            self.events.stopped();
+        }
+    }
+
+    /// The event `stats`: sums over all lanes.
+    pub(super) fn report(&self, id: u64) {
+        let uptime_ms = self.clock.uptime_ms();
+        let mut counters: Map<String, Value> = Map::new();
+        let mut gauges: Map<String, Value> = Map::new();
+        let mut lanes = Vec::new();
+        for stats in &self.stats {
+            stats.each_counter(|name, n| {
+                let sum = counters.get(name).and_then(Value::as_u64).unwrap_or(0) + n;
+                counters.insert(name.to_owned(), sum.into());
+            });
+            stats.each_gauge(|name, n| {
+                let sum = gauges.get(name).and_then(Value::as_i64).unwrap_or(0) + n;
+                gauges.insert(name.to_owned(), sum.into());
+            });
+            lanes.push(json!({"busy_ns": stats.busy_ns.load(Ordering::Relaxed)}));
+        }
+        let (retained, bytes) = self.retained.totals();
+        gauges.insert("retained".to_owned(), retained.into());
+        gauges.insert("retained_bytes".to_owned(), bytes.into());
+        gauges.insert("clients_maximum".to_owned(), self.most_connections.load(Ordering::Relaxed).into());
+        self.events.push(json!({
+            "event": "stats", "id": id, "uptime_ms": uptime_ms, "lanes": lanes, "counters": counters, "gauges": gauges,
+        }));
+    }
+
+    pub(super) fn begin_drops(&self, order: &Order) {
+        let Order::Drops { id, .. } = order else { return };
+        if let Ok(mut drops) = self.drops.lock() {
+            drops.insert(*id, DropsReport { missing: self.ring.lanes(), ..DropsReport::default() });
+        }
+    }
+
+    /// A lane's part of the ledger; the last part makes the event.
+    pub fn add_drops(&self, id: u64, total: u64, entries: Vec<Value>) {
+        let Ok(mut drops) = self.drops.lock() else { return };
+        let Some(report) = drops.get_mut(&id) else { return };
+        report.total += total;
+        report.entries.extend(entries);
+        report.missing = report.missing.saturating_sub(1);
+        if report.missing > 0 {
+            return;
+        }
+        let Some(mut report) = drops.remove(&id) else { return };
+        report.entries.sort_by_key(|e| e.get("at_ms").and_then(Value::as_u64).unwrap_or(0));
+        self.events.push(json!({"event": "drops", "id": id, "total": report.total, "entries": report.entries}));
+    }
+}
+
+/// The key of the hash: given as 32 hexadecimal digits, or made now.
+pub(super) fn key(text: Option<&str>) -> Result<(u64, u64), String> {
+    let Some(text) = text else {
+        let made = u128::from_str_radix(&super::random_name(), 16).map_err(|e| e.to_string())?;
+        return Ok(((made >> 64) as u64, made as u64));
+    };
+    let wrong = |_| "key: 32 hexadecimal digits are needed".to_owned();
+    if text.len() != 32 {
+        return Err("key: 32 hexadecimal digits are needed".to_owned());
+    }
+    let key = u128::from_str_radix(text, 16).map_err(wrong)?;
+    Ok(((key >> 64) as u64, key as u64))
+}

@@ -1,0 +1,213 @@
+//! Counters of one lane and the bounded drop ledger: what an operator asks about.
+//!
+//! A counter is written by its lane alone and read by anyone, so it is a relaxed atomic: no lock, no shared line
+//! between lanes.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use crate::limits::Drop as DropReason;
+
+macro_rules! counters {
+    ($($name:ident),* $(,)?) => {
+        /// What is counted; names as in `docs/formats/door.md`.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[repr(usize)]
+        #[allow(non_camel_case_types, missing_docs, reason = "the names are those of the door")]
+        pub enum Counter { $($name),* }
+
+        impl Counter {
+            /// All names in order.
+            pub const NAMES: &'static [&'static str] = &[$(stringify!($name)),*];
+        }
+    };
+}
+
+counters!(
+    bytes_received,
+    bytes_sent,
+    packets_received,
+    packets_sent,
+    publish_received,
+    publish_sent,
+    publish_received_qos0,
+    publish_received_qos1,
+    publish_received_qos2,
+    publish_sent_qos0,
+    publish_sent_qos1,
+    publish_sent_qos2,
+    publish_bytes_received,
+    publish_bytes_sent,
+    connects,
+    connects_refused,
+    disconnects,
+    takeovers,
+    auth_failures,
+    sessions_expired,
+    messages_expired,
+    wills_sent,
+    malformed,
+    sockets_accepted,
+    sockets_refused,
+    lane_messages,
+);
+
+macro_rules! gauges {
+    ($($name:ident),* $(,)?) => {
+        /// What rises and falls.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[repr(usize)]
+        #[allow(non_camel_case_types, missing_docs, reason = "the names are those of the door")]
+        pub enum Gauge { $($name),* }
+
+        impl Gauge {
+            /// All names in order.
+            pub const NAMES: &'static [&'static str] = &[$(stringify!($name)),*];
+        }
+    };
+}
+
+gauges!(
+    connections,
+    handshakes,
+    sessions,
+    sessions_persistent,
+    subscriptions,
+    shared_groups,
+    retained,
+    retained_bytes,
+    queued,
+    queued_bytes,
+    inflight,
+);
+
+/// The numbers of one lane.
+#[derive(Debug)]
+pub struct Stats {
+    counters: Vec<AtomicU64>,
+    gauges: Vec<AtomicI64>,
+    drops: Vec<AtomicU64>,
+    /// Nanoseconds that the lane worked rather than waited.
+    pub busy_ns: AtomicU64,
+}
+
+impl Default for Stats {
+    fn default() -> Self {
+        fn zeros<T: Default>(n: usize) -> Vec<T> {
+            std::iter::repeat_with(T::default).take(n).collect()
+        }
+        Self {
+            counters: zeros(Counter::NAMES.len()),
+            gauges: zeros(Gauge::NAMES.len()),
+            drops: zeros(DropReason::ALL.len()),
+            busy_ns: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Stats {
+    /// Adds to a counter.
+    pub fn add(&self, counter: Counter, n: u64) {
+        if let Some(c) = self.counters.get(counter as usize) {
+            c.store(c.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+        }
+    }
+
+    /// Moves a gauge.
+    pub fn shift(&self, gauge: Gauge, by: i64) {
+        if let Some(g) = self.gauges.get(gauge as usize) {
+            g.store(g.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
+        }
+    }
+
+    /// Reads a gauge.
+    #[must_use]
+    pub fn gauge(&self, gauge: Gauge) -> i64 {
+        self.gauges.get(gauge as usize).map_or(0, |g| g.load(Ordering::Relaxed))
+    }
+
+    /// Sets a gauge.
+    pub fn set(&self, gauge: Gauge, to: i64) {
+        if let Some(g) = self.gauges.get(gauge as usize) {
+            g.store(to, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts a dropped message.
+    pub fn dropped(&self, reason: DropReason) {
+        if let Some(d) = self.drops.get(reason as usize) {
+            d.store(d.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        }
+    }
+
+    /// Every counter with its name, drops as `dropped_<reason>`.
+    pub fn each_counter(&self, mut f: impl FnMut(&str, u64)) {
+        for (name, value) in Counter::NAMES.iter().zip(&self.counters) {
+            f(name, value.load(Ordering::Relaxed));
+        }
+        for (reason, value) in DropReason::ALL.iter().zip(&self.drops) {
+            f(&format!("dropped_{}", reason.name()), value.load(Ordering::Relaxed));
+        }
+    }
+
+    /// Every gauge with its name.
+    pub fn each_gauge(&self, mut f: impl FnMut(&str, i64)) {
+        for (name, value) in Gauge::NAMES.iter().zip(&self.gauges) {
+            f(name, value.load(Ordering::Relaxed));
+        }
+    }
+}
+
+/// One message that somebody did not get.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LedgerEntry {
+    /// Engine time, milliseconds.
+    pub at_ms: u64,
+    /// Who did not get it.
+    pub client_id: Box<str>,
+    /// Topic of the message.
+    pub topic: Box<str>,
+    /// QoS it would have been delivered with.
+    pub qos: u8,
+    /// Why.
+    pub reason: DropReason,
+}
+
+/// The latest dropped messages; the oldest entry makes room.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    entries: VecDeque<LedgerEntry>,
+    max: usize,
+    total: u64,
+}
+
+impl Ledger {
+    /// Keeps at most `max` entries.
+    #[must_use]
+    pub const fn new(max: usize) -> Self {
+        Self { entries: VecDeque::new(), max, total: 0 }
+    }
+
+    /// Notes a drop.
+    pub fn note(&mut self, entry: LedgerEntry) {
+        self.total += 1;
+        if self.max == 0 {
+            return;
+        }
+        if self.entries.len() >= self.max {
+            self.entries.pop_front();
+        }
+        self.entries.push_back(entry);
+    }
+
+    /// Drops since the start.
+    #[must_use]
+    pub const fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// Entries of one client, or all, oldest first.
+    pub fn of<'a>(&'a self, client_id: Option<&'a str>) -> impl Iterator<Item = &'a LedgerEntry> {
+        self.entries.iter().filter(move |e| client_id.is_none_or(|id| *e.client_id == *id))
+    }
+}
