@@ -177,6 +177,8 @@ pub struct Connection {
     pub ready: bool,
     /// The session was told that output is congested.
     pub congested: bool,
+    /// A SUBACK waits for the barrier; what the client sent after its SUBSCRIBE is answered after it.
+    pub subscribing: bool,
     /// The client wants reason strings.
     pub wants_problems: bool,
     /// What its session will be told at the end.
@@ -234,6 +236,7 @@ impl Connection {
             dirty: false,
             ready: false,
             congested: false,
+            subscribing: false,
             wants_problems: true,
             ending: Ending { will: true, expiry_s: None },
             rules: Rules::default(),

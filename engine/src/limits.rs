@@ -80,7 +80,7 @@ impl Default for Limits {
             pending_output_bytes_max: 4 * 1024 * 1024,
             retained_max: 1_000_000,
             retained_bytes_max: 1024 * 1024 * 1024,
-            topic_alias_max: 16,
+            topic_alias_max: 10,
             keep_alive_max_s: 0,
             session_expiry_max_s: u32::MAX,
             auth_queue_max: 1_000,

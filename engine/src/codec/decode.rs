@@ -25,6 +25,9 @@ pub fn decode<'a>(buf: &'a [u8], frame: Frame, version: Version) -> Result<Packe
         return publish(r, flags, version).map(Packet::Publish);
     }
     let expected = if matches!(kind, 6 | 8 | 10) { 2 } else { 0 };
+    if flags != expected && matches!(kind, 0 | 15) {
+        return Err(Malformed::protocol("reserved packet type or flags"));
+    }
     if flags != expected {
         return Err(Malformed::packet("wrong flags in the fixed header"));
     }
@@ -49,7 +52,7 @@ pub fn decode<'a>(buf: &'a [u8], frame: Frame, version: Version) -> Result<Packe
             let (reason, properties) = ending(&mut r, version, Carrier::Auth)?;
             Packet::Auth(Box::new(Auth { reason, properties }))
         }
-        _ => return Err(Malformed::packet("reserved packet type")),
+        _ => return Err(Malformed::protocol("reserved packet type")),
     };
     if r.is_empty() { Ok(packet) } else { Err(Malformed::packet("bytes after the end of the packet")) }
 }
@@ -147,8 +150,7 @@ fn publish<'a>(mut r: Reader<'a>, flags: u8, version: Version) -> Result<Publish
         });
     }
     if topic::has_wildcard(topic) {
-        let reason = if version.is_v5() { Reason::TOPIC_INVALID } else { Reason::MALFORMED_PACKET };
-        return Err(Malformed { reason, what: "topic name with a wildcard" });
+        return Err(Malformed::packet("topic name with a wildcard"));
     }
     Ok(Publish { dup, qos, retain: flags & 1 != 0, topic, id, properties, payload: r.rest() })
 }
@@ -174,7 +176,7 @@ fn ack<'a>(r: &mut Reader<'a>, kind: AckKind, version: Version) -> Result<Ack<'a
             AckKind::Pubrel | AckKind::Pubcomp => &[0x00, 0x92],
         };
         if !known.contains(&reason.0) {
-            return Err(Malformed::packet("unknown reason code"));
+            return Err(Malformed::protocol("unknown reason code"));
         }
     }
     Ok(Ack { kind, id, reason, properties })
@@ -185,13 +187,20 @@ fn subscribe<'a>(r: &mut Reader<'a>, version: Version) -> Result<Subscribe<'a>, 
     let properties = properties(r, version, Carrier::Subscribe)?;
     let mut filters = SmallVec::new();
     while !r.is_empty() {
-        let filter = r.string()?;
+        let filter = filter(r)?;
         filters.push(options(filter, r.u8()?, version)?);
     }
     if filters.is_empty() {
         return Err(Malformed::protocol("SUBSCRIBE without a filter"));
     }
     Ok(Subscribe { id, properties, filters })
+}
+
+fn filter<'a>(r: &mut Reader<'a>) -> Result<&'a str, Malformed> {
+    match r.string()? {
+        "" => Err(Malformed::packet("empty topic filter")),
+        filter => Ok(filter),
+    }
 }
 
 fn options(filter: &str, bits: u8, version: Version) -> Result<SubscribeFilter<'_>, Malformed> {
@@ -223,7 +232,7 @@ fn unsubscribe<'a>(r: &mut Reader<'a>, version: Version) -> Result<Unsubscribe<'
     let properties = properties(r, version, Carrier::Unsubscribe)?;
     let mut filters = SmallVec::new();
     while !r.is_empty() {
-        filters.push(r.string()?);
+        filters.push(filter(r)?);
     }
     if filters.is_empty() {
         return Err(Malformed::protocol("UNSUBSCRIBE without a filter"));

@@ -146,7 +146,7 @@ impl<'a> Section<'a> {
             return Err(Malformed::packet("unknown property"));
         }
         if allowed & self.carrier as u16 == 0 {
-            return Err(Malformed::protocol("property not allowed in this packet"));
+            return Err(Malformed::packet("property not allowed in this packet"));
         }
         let repeats = id == USER || (id == SUBSCRIPTION_ID && self.carrier == Carrier::Publish);
         let bit = 1u64 << (id & 63);

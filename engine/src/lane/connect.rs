@@ -270,10 +270,14 @@ impl Lane {
             properties.response_information = information.as_deref().filter(|i| !i.is_empty());
         }
         c.send(&Packet::Connack(Box::new(Connack { present, code: 0, properties })));
+        let too_small = c.out.len() > c.packet_out_max as usize;
         if !keep_rare {
             c.rare = None;
         }
         let address = c.transport.address().to_string();
+        if too_small {
+            return self.lost(key, "the client cannot take a CONNACK");
+        }
         if c.silence_max_ms > 0 || timed {
             let generation = c.generation;
             let wait_ms = if timed { 100 } else { u64::from(c.silence_max_ms) };

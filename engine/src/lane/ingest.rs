@@ -37,7 +37,7 @@ impl Lane {
         let now_ms = self.now_ms;
         let Some(c) = self.connections.get_mut(key) else { return };
         c.ready = false;
-        if matches!(c.stage, Stage::Checking | Stage::Delayed | Stage::Attaching) {
+        if c.subscribing || matches!(c.stage, Stage::Checking | Stage::Delayed | Stage::Attaching) {
             return; // it goes on when it is open; until then the bytes wait in the socket
         }
         if !c.input.is_empty() {
@@ -46,7 +46,7 @@ impl Lane {
             self.parse(key, input);
         }
         let Some(c) = self.connections.get_mut(key) else { return };
-        if !matches!(c.stage, Stage::Opening | Stage::Open) {
+        if c.subscribing || !matches!(c.stage, Stage::Opening | Stage::Open) {
             return;
         }
         let n = match c.transport.read(buffer) {
@@ -97,7 +97,7 @@ impl Lane {
             if stage == Stage::Closing {
                 return bytes.len();
             }
-            if !matches!(stage, Stage::Opening | Stage::Open) {
+            if !matches!(stage, Stage::Opening | Stage::Open) || c.subscribing {
                 return used;
             }
             let rest = bytes.get(used..).unwrap_or(&[]);
@@ -114,6 +114,10 @@ impl Lane {
             if stage == Stage::Opening {
                 self.on_first_packet(key, rest.get(..frame.total).unwrap_or(&[]), frame);
                 continue;
+            }
+            if matches!(frame.first >> 4, 2 | 9 | 11 | 13) {
+                self.malformed(key, Malformed::protocol("a packet that only a server sends"));
+                return bytes.len();
             }
             match codec::decode(rest, frame, version) {
                 Ok(packet) => self.on_packet(key, packet),
@@ -148,9 +152,7 @@ impl Lane {
             Packet::Disconnect(p) => self.on_disconnect(key, &p),
             Packet::Connect(_) => self.refuse(key, Reason::PROTOCOL_ERROR, "second CONNECT"),
             Packet::Auth(_) => self.refuse(key, Reason::PROTOCOL_ERROR, "AUTH without an authentication method"),
-            Packet::Connack(_) | Packet::Suback(_) | Packet::Unsuback(_) | Packet::Pingresp => {
-                self.refuse(key, Reason::PROTOCOL_ERROR, "a packet that only a server sends");
-            }
+            Packet::Connack(_) | Packet::Suback(_) | Packet::Unsuback(_) | Packet::Pingresp => {}
         }
     }
 
@@ -208,9 +210,6 @@ impl Lane {
 
     fn check_publish(&self, key: usize, p: &Publish<'_>) -> Result<(), (Reason, &'static str)> {
         let Some(c) = self.connections.get(key) else { return Ok(()) };
-        if !p.properties.subscription_ids.is_empty() {
-            return Err((Reason::PROTOCOL_ERROR, "subscription identifier from a client"));
-        }
         if p.qos as u8 > self.config.qos_max(c.listener) {
             return Err((Reason::QOS_NOT_SUPPORTED, "QoS above the maximum"));
         }

@@ -60,6 +60,9 @@ impl Lane {
             return self.complete(asked);
         }
         self.questions.insert(asked);
+        if let Some(c) = self.connections.get_mut(key) {
+            c.subscribing = true;
+        }
         self.work();
         self.complete_if_ready(entry);
     }
@@ -69,7 +72,7 @@ impl Lane {
         let inner = match topic::shared(f.filter) {
             None => f.filter,
             Some(Ok(shared)) => shared.filter,
-            Some(Err(())) => return Err((Reason::FILTER_INVALID, "shared subscription without group or filter")),
+            Some(Err(())) => return Err((Reason::PROTOCOL_ERROR, "shared subscription without group or filter")),
         };
         if !topic::valid_filter(inner) {
             let v5 = self.connections.get(key).is_some_and(|c| c.version.is_v5());
@@ -248,7 +251,11 @@ impl Lane {
         let Asked { connection, session, id, codes, replays, .. } = asked;
         let Some(c) = self.connection(connection).filter(|c| c.stage == Stage::Open) else { return };
         c.send(&Packet::Suback(Box::new(Suback { id, codes, ..Suback::default() })));
+        let went_on = std::mem::take(&mut c.subscribing);
         self.mark_dirty(connection.key as usize);
+        if went_on {
+            self.mark_ready(connection.key as usize);
+        }
         for (filter, qos, ids) in replays {
             self.query_retained(session, &filter, qos, &ids);
         }

@@ -112,7 +112,12 @@ impl Partition {
         let Some(s) = self.session_mut(session) else { return };
         let replay = s.replay.get_or_insert_default();
         replay.pending = replay.pending.saturating_sub(1);
+        let rules = s.rules.clone();
+        let replay = s.replay.get_or_insert_default();
         for message in messages {
+            if !rules.allow_all() && !rules.may(crate::access::Action::Deliver, message.view().topic) {
+                continue;
+            }
             let qos = if upgrade { qos } else { qos.min(message.head().qos) };
             replay.items.push_back((message, qos, ids.clone()));
         }
@@ -169,7 +174,7 @@ impl Partition {
                 out.push(Effect::Close { connection, reason: Reason::PROTOCOL_ERROR });
             }
             (AckKind::Pubrec, _) if !refused => {
-                out.push(Effect::Pubrel { connection, id, reason: Reason::ID_NOT_FOUND });
+                out.push(Effect::Pubrel { connection, id, reason: Reason::SUCCESS });
             }
             _ => {}
         }

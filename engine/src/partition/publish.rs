@@ -3,6 +3,7 @@
 use smallvec::SmallVec;
 
 use super::{Body, Deliver, Effect, Effects, Partition};
+use crate::access::Action;
 use crate::channel::{ConnectionId, Outcome, SessionRef, Token};
 use crate::codec::{QoS, Reason};
 use crate::limits::{Drop as DropReason, QueuePolicy};
@@ -197,6 +198,11 @@ impl Partition {
         out: &mut Effects,
     ) {
         let channel = self.session(to).map(|s| (s.channel, s.durable()));
+        let name = message.view().topic;
+        if self.session(to).is_some_and(|s| !s.rules.allow_all() && !s.rules.may(Action::Deliver, name)) {
+            self.dropped(to.slot, message, qos, DropReason::NotAuthorized, out);
+            return out.extend(place.map(|place| Effect::GroupDone { place, session: to }));
+        }
         let ids: SubscriptionIds = (id != 0).then_some(id).into_iter().collect();
         match (channel, place) {
             (Some((Some(channel), _)), None) => {
@@ -284,8 +290,8 @@ impl Partition {
             self.commit(durable, Record::Released { slot: session.slot, id });
         }
         if answer {
-            let reason = if known { Reason::SUCCESS } else { Reason::ID_NOT_FOUND };
-            self.when_safe(Effect::Pubcomp { connection, id, reason }, out);
+            // an unknown identifier is not an error when a client recovers (3.7.2.1), so it gets the same answer
+            self.when_safe(Effect::Pubcomp { connection, id, reason: Reason::SUCCESS }, out);
         }
     }
 }
