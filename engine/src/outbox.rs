@@ -54,6 +54,11 @@ impl Outbox {
         self.buf = buf;
     }
 
+    /// Forgets what waits.
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+
     /// Appends a payload, by reference if it is large and stored anyway.
     pub fn payload(&mut self, payload: &[u8], shared: Option<&Stored>) {
         match shared {

@@ -28,11 +28,11 @@ pub fn decode<'a>(buf: &'a [u8], frame: Frame, version: Version) -> Result<Packe
     if flags != expected && matches!(kind, 0 | 15) {
         return Err(Malformed::protocol("reserved packet type or flags"));
     }
-    if flags != expected {
+    if flags != expected && kind != 1 {
         return Err(Malformed::packet("wrong flags in the fixed header"));
     }
     let packet = match kind {
-        1 => Packet::Connect(Box::new(connect(&mut r)?)),
+        1 => Packet::Connect(Box::new(connect(&mut r, flags)?)),
         2 => Packet::Connack(Box::new(connack(&mut r, version)?)),
         4 => Packet::Ack(ack(&mut r, AckKind::Puback, version)?),
         5 => Packet::Ack(ack(&mut r, AckKind::Pubrec, version)?),
@@ -78,10 +78,11 @@ fn protocol(r: &mut Reader<'_>) -> Result<(Version, bool), Malformed> {
     Ok((version, level & 0x80 != 0))
 }
 
-fn connect<'a>(r: &mut Reader<'a>) -> Result<Connect<'a>, Malformed> {
+fn connect<'a>(r: &mut Reader<'a>, header_flags: u8) -> Result<Connect<'a>, Malformed> {
     let (version, bridge) = protocol(r)?;
     let flags = r.u8()?;
-    if flags & 1 != 0 {
+    // 3.1 left these bits unused
+    if (flags & 1 != 0 || header_flags != 0) && version != Version::V31 {
         return Err(Malformed::packet("reserved connect flag"));
     }
     let keep_alive_s = r.u16()?;

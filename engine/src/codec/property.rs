@@ -146,7 +146,9 @@ impl<'a> Section<'a> {
             return Err(Malformed::packet("unknown property"));
         }
         if allowed & self.carrier as u16 == 0 {
-            return Err(Malformed::packet("property not allowed in this packet"));
+            const WHAT: &str = "property not allowed in this packet";
+            let subscribing = matches!(self.carrier, Carrier::Subscribe | Carrier::Unsubscribe);
+            return Err(if subscribing { Malformed::packet(WHAT) } else { Malformed::protocol(WHAT) });
         }
         let repeats = id == USER || (id == SUBSCRIPTION_ID && self.carrier == Carrier::Publish);
         let bit = 1u64 << (id & 63);

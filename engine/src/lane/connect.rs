@@ -276,6 +276,9 @@ impl Lane {
         }
         let address = c.transport.address().to_string();
         if too_small {
+            if let Some(c) = self.connections.get_mut(key) {
+                c.out.clear();
+            }
             return self.lost(key, "the client cannot take a CONNACK");
         }
         if c.silence_max_ms > 0 || timed {

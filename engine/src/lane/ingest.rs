@@ -210,6 +210,9 @@ impl Lane {
 
     fn check_publish(&self, key: usize, p: &Publish<'_>) -> Result<(), (Reason, &'static str)> {
         let Some(c) = self.connections.get(key) else { return Ok(()) };
+        if p.properties.subscription_ids.len() > 1 {
+            return Err((Reason::PROTOCOL_ERROR, "subscription identifiers from a client"));
+        }
         if p.qos as u8 > self.config.qos_max(c.listener) {
             return Err((Reason::QOS_NOT_SUPPORTED, "QoS above the maximum"));
         }
