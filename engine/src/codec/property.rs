@@ -147,6 +147,7 @@ impl<'a> Section<'a> {
         }
         if allowed & self.carrier as u16 == 0 {
             const WHAT: &str = "property not allowed in this packet";
+            self.skip_value(id)?;
             let subscribing = matches!(self.carrier, Carrier::Subscribe | Carrier::Unsubscribe);
             return Err(if subscribing { Malformed::packet(WHAT) } else { Malformed::protocol(WHAT) });
         }
@@ -157,6 +158,21 @@ impl<'a> Section<'a> {
         }
         self.seen |= bit;
         Ok(Some(id))
+    }
+
+    /// Reads over a value, so that a broken one is told from one that is out of place.
+    fn skip_value(&mut self, id: u8) -> Result<(), Malformed> {
+        let r = &mut self.reader;
+        match id {
+            SUBSCRIPTION_ID => r.varint().map(drop),
+            FORMAT | REQUEST_PROBLEM | REQUEST_RESPONSE | MAXIMUM_QOS | RETAIN_AVAILABLE | WILDCARD
+            | SUBSCRIPTION_ID_AVAILABLE | SHARED => r.u8().map(drop),
+            SERVER_KEEP_ALIVE | RECEIVE_MAXIMUM | TOPIC_ALIAS_MAXIMUM | TOPIC_ALIAS => r.u16().map(drop),
+            EXPIRY | SESSION_EXPIRY | WILL_DELAY | MAXIMUM_PACKET => r.u32().map(drop),
+            USER => r.string().and_then(|_| r.string()).map(drop),
+            CORRELATION | AUTH_DATA => r.binary().map(drop),
+            _ => r.string().map(drop),
+        }
     }
 
     fn flag(&mut self) -> Result<bool, Malformed> {

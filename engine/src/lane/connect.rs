@@ -269,6 +269,7 @@ impl Lane {
             properties.server_keep_alive_s = cut.then_some(keep_alive_s);
             properties.response_information = information.as_deref().filter(|i| !i.is_empty());
         }
+        let present = present && c.version != Version::V31; // 3.1 has no such flag
         c.send(&Packet::Connack(Box::new(Connack { present, code: 0, properties })));
         let too_small = c.out.len() > c.packet_out_max as usize;
         if !keep_rare {

@@ -258,7 +258,6 @@ impl Lane {
         self.send_mail();
         let spent = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.stats.busy_ns.fetch_add(spent, Ordering::Relaxed);
-        self.stats.set(Gauge::shared_groups, self.groups());
     }
 
     fn groups(&self) -> i64 {

@@ -10,6 +10,7 @@ use crate::connection::Stage;
 use crate::message::{Head, Message, Stored};
 use crate::partition::Input;
 use crate::port::{Fault, Order};
+use crate::stats::Gauge;
 
 impl Lane {
     pub(super) fn on_order(&mut self, order: Order) {
@@ -23,6 +24,10 @@ impl Lane {
             Order::Publish { topic, payload, qos, retain } => self.publish_own(&topic, &payload, qos, retain),
             Order::Disconnect { client_id, reason, silent, drop_will } => {
                 self.disconnect_client(&client_id, Reason(reason), silent, drop_will);
+            }
+            Order::Stats { id } => {
+                self.measure();
+                self.shared.measured(id);
             }
             Order::ClearFaults => self.faults.clear(),
             Order::Apply { config } => self.apply_config(config),
@@ -38,6 +43,24 @@ impl Lane {
             Order::End => self.ended = true,
             _ => {}
         }
+    }
+
+    /// Counts what is too dear to count with every message.
+    fn measure(&self) {
+        let (mut sessions, mut persistent, mut queued, mut bytes, mut open) = (0i64, 0i64, 0i64, 0i64, 0i64);
+        for session in self.partitions.iter().flatten().flat_map(|p| p.state().each()).map(|(_, s)| s) {
+            sessions += 1;
+            persistent += i64::from(session.durable());
+            queued += i64::try_from(session.queue.waiting()).unwrap_or(0);
+            bytes += i64::try_from(session.queue.bytes()).unwrap_or(0);
+            open += i64::from(session.queue.open());
+        }
+        self.stats.set(Gauge::sessions, sessions);
+        self.stats.set(Gauge::sessions_persistent, persistent);
+        self.stats.set(Gauge::queued, queued);
+        self.stats.set(Gauge::queued_bytes, bytes);
+        self.stats.set(Gauge::inflight, open);
+        self.stats.set(Gauge::shared_groups, self.groups());
     }
 
     /// A message of the broker itself, past the ACL.

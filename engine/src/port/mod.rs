@@ -100,7 +100,10 @@ impl Engine {
 
     fn give(&self, order: Order) -> Result<(), String> {
         match order {
-            Order::Stats { id } => self.shared.report(id),
+            Order::Stats { id } => {
+                self.shared.begin_stats(id);
+                self.broadcast(&order);
+            }
             Order::Advance { ms } => {
                 self.shared.clock.advance(ms);
                 self.broadcast(&Order::Wake);

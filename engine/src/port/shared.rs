@@ -119,6 +119,7 @@ pub struct Shared {
     per_listener: Vec<AtomicUsize>,
     throttle: Mutex<Throttle>,
     drops: Mutex<HashMap<u64, DropsReport>>,
+    measuring: Mutex<HashMap<u64, u16>>,
     stopped: AtomicUsize,
     most_connections: AtomicUsize,
 }
@@ -144,6 +145,7 @@ impl Shared {
             per_listener: config.settings.listeners.iter().map(|_| AtomicUsize::new(0)).collect(),
             throttle: Mutex::new(Throttle::new(limits.auth_failures_max)),
             drops: Mutex::default(),
+            measuring: Mutex::default(),
             stopped: AtomicUsize::new(0),
             most_connections: AtomicUsize::new(0),
         })
@@ -214,8 +216,26 @@ impl Shared {
         }
     }
 
+    pub(super) fn begin_stats(&self, id: u64) {
+        if let Ok(mut measuring) = self.measuring.lock() {
+            measuring.insert(id, self.ring.lanes());
+        }
+    }
+
+    /// A lane has brought its gauges up to date; the last one makes the event.
+    pub fn measured(&self, id: u64) {
+        let Ok(mut measuring) = self.measuring.lock() else { return };
+        let Some(missing) = measuring.get_mut(&id) else { return };
+        *missing -= 1;
+        if *missing == 0 {
+            measuring.remove(&id);
+            drop(measuring);
+            self.report(id);
+        }
+    }
+
     /// The event `stats`: sums over all lanes.
-    pub(super) fn report(&self, id: u64) {
+    fn report(&self, id: u64) {
         let uptime_ms = self.clock.uptime_ms();
         let mut counters: Map<String, Value> = Map::new();
         let mut gauges: Map<String, Value> = Map::new();

@@ -1,0 +1,5 @@
+"""`python -m roostmq` is `roost`."""
+
+from roostmq.interface.cli import main
+
+main()

@@ -1,0 +1,31 @@
+"""The native module; texts are JSON as in docs/formats/door.md."""
+
+class EngineError(RuntimeError):
+    """The engine refuses; the text says what, where, and what to do."""
+
+class Engine:
+    """A running engine."""
+
+    @staticmethod
+    def start(settings: str) -> Engine:
+        """Binds the listeners and starts the lanes."""
+    def submit(self, commands: str) -> None:
+        """Hands over a JSON array of commands."""
+    def poll(self) -> str:
+        """Takes events as a JSON array."""
+    @property
+    def fd(self) -> int:
+        """Readable while there are events."""
+    def wait(self, at_most_ms: int) -> bool:
+        """Waits until the lanes have ended by themselves after the command `stop`."""
+    def stop(self) -> None:
+        """Ends every lane; a second call does nothing."""
+
+def version() -> str:
+    """Version of the engine."""
+
+def hash_password(password: str) -> str:
+    """`$argon2id$...` of a password."""
+
+def check_password(password: str, hash: str) -> bool:
+    """Does the password belong to the hash?"""

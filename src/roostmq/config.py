@@ -1,0 +1,325 @@
+"""Every option with type, unit, default and bounds. Parsed once, frozen.
+
+The tables below are the only list of options: reading, checking, the JSON Schema, the reference and the settings of the
+engine all come from them. Sizes are bytes, times carry their unit in the name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import ipaddress
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from roostmq.errors import ConfigError
+
+UNBOUNDED = 2**32 - 1
+
+
+def option(
+    default: Any, text: str, *, low: int | None = None, high: int | None = None, choices: tuple[str, ...] = ()
+) -> Any:
+    """One option: its default, its bounds or choices, and what it does."""
+    meta = {"text": text, "low": low, "high": high, "choices": choices}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=meta)
+    return field(default=default, metadata=meta)
+
+
+@dataclass(frozen=True)
+class Tls:
+    """TLS of a listener; all paths are PEM files."""
+
+    cert_file: str = option("", "Server certificate chain.")
+    key_file: str = option("", "Private key of the certificate.")
+    ca_file: str | None = option(None, "Authorities that client certificates are checked against.")
+    ca_path: str | None = option(None, "Folder with authorities' certificates.")
+    crl_file: str | None = option(None, "Revocation list.")
+    client_certificates: str = option(
+        "none", "Must a client show a certificate?", choices=("none", "optional", "required")
+    )
+    version_min: str | None = option(None, "Oldest TLS version.", choices=("1.2", "1.3"))
+    identity: str = option(
+        "none", "What of the client certificate becomes the username.", choices=("none", "common_name", "subject")
+    )
+    ciphers: tuple[str, ...] = option((), "Cipher suites by IANA or OpenSSL name; empty: the library's choice.")
+
+
+@dataclass(frozen=True)
+class Jwt:
+    """JSON Web Tokens in the password field."""
+
+    algorithm: str = option("RS256", "How tokens are signed.", choices=("HS256", "RS256", "ES256"))
+    key_file: str = option("", "Shared secret, or public key in PEM.")
+    issuer: str | None = option(None, "Required `iss`.")
+    audience: str | None = option(None, "Required `aud`.")
+    username_claim: str = option("", "Claim that must equal the username; empty: `sub` becomes the username.")
+    acl_claim: str = option("", 'Claim with rights: {"publish": [filters], "subscribe": [filters]}.')
+    leeway_s: int = option(0, "Tolerated clock difference, seconds.", low=0, high=86_400)
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may do what, for the listeners that name it."""
+
+    allow_anonymous: bool | None = option(
+        None,
+        "Clients without credentials may connect. Unset: only on loopback, if nothing else is set.",
+    )
+    password_file: str | None = option(None, "`user:hash` lines; `roost passwd` writes it, mosquitto's is read too.")
+    acl_file: str | None = option(None, "Access control list in mosquitto's format.")
+    jwt: Jwt | None = option(None, "Tokens as passwords.")
+    client_id_prefixes: tuple[str, ...] = option((), "Client ids must begin with one of these.")
+
+
+@dataclass(frozen=True)
+class Listener:
+    """One listening socket."""
+
+    host: str = option("127.0.0.1", "Address to bind, IPv4 or IPv6.")
+    port: int = option(1883, "Port; 0 picks a free one.", low=0, high=65_535)
+    path: str | None = option(None, "Unix socket instead of host and port.")
+    websocket: bool = option(False, "MQTT inside WebSocket.")
+    websocket_path: str = option("", "Request path of the WebSocket; empty: every path.")
+    tls: Tls | None = option(None, "TLS.")
+    proxy_from: tuple[str, ...] = option((), "Networks whose PROXY protocol header is required and believed.")
+    access: str = option("default", "Name of the access rules.")
+    connections_max: int = option(0, "Connections here; 0: no bound of its own.", low=0)
+    qos_max: int | None = option(None, "Highest QoS offered here.", low=0, high=2)
+    topic_alias_max: int | None = option(None, "Topic aliases a client may use here.", low=0, high=65_535)
+    mount_point: str = option("", "Prefix put before every topic of this listener's clients.")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds; engine/src/limits.rs says which reason code and counter each has."""
+
+    packet_bytes_max: int = option(1_048_576, "Largest packet accepted, bytes.", low=20, high=268_435_460)
+    topic_levels_max: int = option(200, "Levels in a topic or filter.", low=1, high=1_000)
+    topic_bytes_max: int = option(65_535, "Length of a topic or filter, bytes.", low=1, high=65_535)
+    subscriptions_max: int = option(10_000, "Subscriptions of one session.", low=1)
+    queue_messages_max: int = option(10_000, "Messages waiting for one session.", low=1)
+    queue_bytes_max: int = option(67_108_864, "Bytes waiting for one session.", low=1)
+    queue_policy: str = option(
+        "drop_newest", "What happens when a queue is full.", choices=("drop_newest", "drop_oldest", "reject")
+    )
+    inflight_max: int = option(1_024, "Unacknowledged messages towards one client.", low=1, high=65_535)
+    inflight_bytes_max: int = option(0, "Unacknowledged bytes towards one client; 0: no bound.", low=0)
+    receive_maximum: int = option(1_024, "Receive Maximum announced to clients.", low=1, high=65_535)
+    connections_max: int = option(1_000_000, "Connections in total.", low=1)
+    connections_per_address_max: int = option(0, "Connections from one address; 0: no bound.", low=0)
+    connect_timeout_ms: int = option(10_000, "Time to a complete CONNECT, milliseconds.", low=10, high=3_600_000)
+    handshakes_max: int = option(2_000, "Handshakes under way at once.", low=1)
+    pending_output_bytes_max: int = option(4_194_304, "Bytes waiting for one socket.", low=1_024)
+    retained_max: int = option(1_000_000, "Retained messages.", low=0)
+    retained_bytes_max: int = option(1_073_741_824, "Bytes of retained messages.", low=0)
+    topic_alias_max: int = option(10, "Topic aliases a client may use.", low=0, high=65_535)
+    keep_alive_max_s: int = option(0, "Keep alive is cut to this, seconds; 0: no bound.", low=0, high=65_535)
+    session_expiry_max_s: int = option(UNBOUNDED, "Session expiry is cut to this, seconds.", low=0, high=UNBOUNDED)
+    auth_queue_max: int = option(1_000, "Passwords waiting to be checked.", low=1)
+    auth_failures_max: int = option(10, "Failed logins a minute and address before answers slow down.", low=0)
+    ledger_entries_max: int = option(1_024, "Dropped messages remembered by each lane.", low=0)
+    lane_queue_max: int = option(100_000, "Messages between two lanes before publishers wait.", low=1)
+
+
+@dataclass(frozen=True)
+class Mqtt:
+    """Choices that the standard leaves to a server."""
+
+    qos_max: int = option(2, "Highest QoS offered.", low=0, high=2)
+    retain_available: bool = option(True, "Retained messages are offered.")
+    allow_empty_client_id: bool = option(True, "An empty client id gets an assigned one.")
+    assigned_id_prefix: str = option("auto-", "Prefix of assigned client ids.")
+    queue_qos0: bool = option(False, "QoS 0 messages wait for persistent sessions that are away.")
+    upgrade_qos: bool = option(False, "Deliver at the subscription's QoS even if published lower.")
+    persistent_client_expiration_s: int = option(0, "3.1.1 sessions end so long after it; 0: never.", low=0)
+    retain_expiry_s: int = option(0, "Retained messages end after so long; 0: never.", low=0)
+    response_information: str = option("", "Response Information for clients that ask; %c is the client id.")
+    tcp_nodelay: bool = option(True, "TCP_NODELAY on accepted sockets.")
+    outbound_alias_max: int = option(16, "Topic aliases assigned towards a client.", low=0, high=65_535)
+
+
+@dataclass(frozen=True)
+class Admin:
+    """HTTP for health, metrics and information."""
+
+    enabled: bool = option(True, "Serve it.")
+    host: str = option("127.0.0.1", "Address to bind.")
+    port: int = option(18_083, "Port; 0 picks a free one.", low=0, high=65_535)
+
+
+@dataclass(frozen=True)
+class Log:
+    """What is written to standard error."""
+
+    level: str = option("info", "Least important level.", choices=("debug", "info", "warning", "error"))
+    format: str = option("auto", "`auto`: human on a terminal, JSON otherwise.", choices=("auto", "human", "json"))
+    connection_messages: bool = option(True, "A line for each connection that comes and goes.")
+    file: str | None = option(None, "Append to this file instead.")
+
+
+@dataclass(frozen=True)
+class Sys:
+    """The `$SYS` topics."""
+
+    interval_s: int = option(10, "Seconds between updates; 0: off.", low=0, high=86_400)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a broker needs to run."""
+
+    lanes: int = option(0, "Threads that carry traffic; 0: one per core.", low=0, high=64)
+    partitions: int = option(64, "Partitions of the client ids, a power of two.", low=1, high=32_768)
+    pid_file: str | None = option(None, "Written at start, removed at the end.")
+    user: str | None = option(None, "User to become after binding, when started as root.")
+    listeners: dict[str, Listener] = option({}, "Listeners by name.")
+    access: dict[str, Access] = option({}, "Access rules by name; `default` is used by listeners that name none.")
+    limits: Limits = field(default_factory=Limits)
+    mqtt: Mqtt = field(default_factory=Mqtt)
+    admin: Admin = field(default_factory=Admin)
+    log: Log = field(default_factory=Log)
+    sys: Sys = field(default_factory=Sys)
+
+    def engine_settings(self) -> dict[str, Any]:
+        """The settings of engine/src/settings.rs; raises ConfigError where they would not be safe."""
+        names = list(self.access) or ["default"]
+        if self.partitions & (self.partitions - 1):
+            raise ConfigError(f"partitions: {self.partitions} is not a power of two", option="partitions")
+        access = [self._access(name) for name in names]
+        listeners = []
+        for name, listener in (self.listeners or {"tcp": Listener()}).items():
+            if listener.access not in names:
+                near = nearest(listener.access, names)
+                raise ConfigError(f"listeners.{name}.access: there is no [access.{listener.access}]{near}")
+            self._check_safe(name, listener)
+            raw = dataclasses.asdict(listener)
+            raw["access"] = names.index(listener.access)
+            listeners.append(raw | {"name": name})
+        return {
+            "lanes": self.lanes,
+            "partitions": self.partitions,
+            "listeners": listeners,
+            "access": access,
+            "limits": dataclasses.asdict(self.limits),
+            "mqtt": dataclasses.asdict(self.mqtt),
+        }
+
+    def _access(self, name: str) -> dict[str, Any]:
+        rules = self.access.get(name, Access())
+        raw = dataclasses.asdict(rules)
+        checked = rules.password_file is not None or rules.jwt is not None
+        raw["allow_anonymous"] = not checked if rules.allow_anonymous is None else rules.allow_anonymous
+        return raw
+
+    def _check_safe(self, name: str, listener: Listener) -> None:
+        rules = self.access.get(listener.access, Access())
+        certificate = listener.tls is not None and listener.tls.client_certificates == "required"
+        if listener.path or is_loopback(listener.host) or rules.allow_anonymous is not None or certificate:
+            return
+        if rules.password_file is None and rules.jwt is None:
+            raise ConfigError(
+                f"listeners.{name} is open to the network at {listener.host} and anybody could connect: write "
+                f"`password_file = ...` into [access.{listener.access}], or `allow_anonymous = true` if that is meant",
+                option=f"listeners.{name}.host",
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """True if only this machine can reach the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def nearest(word: str, known: typing.Iterable[str]) -> str:
+    """`; did you mean ...?` for a name that is almost right."""
+    found = difflib.get_close_matches(word, list(known), 1, 0.6)
+    return f"; did you mean `{found[0]}`?" if found else ""
+
+
+Where = Callable[[str], tuple[str | None, int | None]]
+
+
+class Reader:
+    """Turns plain tables into the dataclasses above, checking every value.
+
+    `where` tells file and line of a dotted option name, for errors.
+    """
+
+    def __init__(self, where: Where = lambda name: (None, None)) -> None:
+        self._where = where
+
+    def read(self, raw: Mapping[str, Any]) -> Config:
+        """Read a whole configuration."""
+        value = self._table(Config, raw, "")
+        assert isinstance(value, Config)
+        return value
+
+    def fail(self, name: str, text: str) -> ConfigError:
+        """An error about an option, with its place."""
+        file, line = self._where(name)
+        return ConfigError(f"{name}: {text}", file=file, line=line, option=name)
+
+    def _table(self, cls: type, raw: Any, prefix: str) -> Any:
+        if not isinstance(raw, Mapping):
+            raise self.fail(prefix.rstrip("."), "a table is needed here")
+        hints = typing.get_type_hints(cls)
+        known = {f.name: f for f in dataclasses.fields(cls)}
+        values: dict[str, Any] = {}
+        for key, value in raw.items():
+            name = f"{prefix}{key}"
+            if key not in known:
+                raise self.fail(name, f"there is no such option{nearest(key, known)}")
+            values[key] = self._value(hints[key], value, name, known[key].metadata)
+        return cls(**values)
+
+    def _value(self, hint: Any, value: Any, name: str, meta: Mapping[str, Any]) -> Any:
+        args = typing.get_args(hint)
+        if isinstance(hint, types.UnionType):
+            if value is None:
+                return None
+            hint = next(a for a in args if a is not type(None))
+            args = typing.get_args(hint)
+        if dataclasses.is_dataclass(hint):
+            return self._table(typing.cast(type, hint), value, f"{name}.")
+        if typing.get_origin(hint) is dict:
+            return self._named(args[1], value, name)
+        if typing.get_origin(hint) is tuple:
+            if isinstance(value, str):
+                value = [part.strip() for part in value.split(",") if part.strip()]
+            if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
+                raise self.fail(name, "a list of texts is needed")
+            return tuple(value)
+        return self._scalar(hint, value, name, meta)
+
+    def _named(self, cls: type, value: Any, name: str) -> dict[str, Any]:
+        if not isinstance(value, Mapping):
+            raise self.fail(name, "a table of named tables is needed")
+        fields = {f.name for f in dataclasses.fields(cls)}
+        if cls is Access and value and all(k in fields for k in value):
+            value = {"default": value}  # [access] without a name
+        return {key: self._table(cls, raw, f"{name}.{key}.") for key, raw in value.items()}
+
+    def _scalar(self, hint: type, value: Any, name: str, meta: Mapping[str, Any]) -> Any:
+        if hint is bool and not isinstance(value, bool):
+            raise self.fail(name, f"true or false is needed, not {value!r}")
+        if hint is int and (isinstance(value, bool) or not isinstance(value, int)):
+            raise self.fail(name, f"a whole number is needed, not {value!r}")
+        if hint is str and not isinstance(value, str):
+            raise self.fail(name, f"a text is needed, not {value!r}")
+        low, high, choices = meta.get("low"), meta.get("high"), meta.get("choices")
+        if low is not None and value < low:
+            raise self.fail(name, f"{value} is below the least value, {low}")
+        if high is not None and value > high:
+            raise self.fail(name, f"{value} is above the greatest value, {high}")
+        if choices and value not in choices:
+            raise self.fail(name, f"`{value}` is not one of {', '.join(choices)}{nearest(str(value), choices)}")
+        return value

@@ -1,0 +1,96 @@
+"""The one door to Rust: commands in, events out. Nothing else imports the native module.
+
+Nothing crosses this door per message. `Engine.events()` never waits; `Engine.fd` tells when it is worth calling.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from roostmq import _engine
+from roostmq.errors import ClosedError, EngineError
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened in the engine: `name` and the fields of docs/formats/door.md."""
+
+    name: str
+    fields: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, key: str) -> Any:
+        return self.fields[key]
+
+
+class Engine:
+    """A running engine.
+
+    Raises EngineError from `start` when a listener cannot be bound or a file cannot be read.
+    """
+
+    def __init__(self, native: _engine.Engine) -> None:
+        self._native: _engine.Engine | None = native
+
+    @classmethod
+    def start(cls, settings: Settings) -> Engine:
+        """Start with the settings of `Config.engine_settings()`; every listener is bound when this returns."""
+        try:
+            return cls(_engine.Engine.start(json.dumps(settings)))
+        except _engine.EngineError as error:
+            raise EngineError(str(error)) from None
+
+    @property
+    def fd(self) -> int:
+        """A descriptor that is readable while events wait."""
+        return self._open().fd
+
+    def _open(self) -> _engine.Engine:
+        if self._native is None:
+            raise ClosedError("the engine is stopped")
+        return self._native
+
+    def submit(self, *commands: dict[str, Any]) -> None:
+        """Hand over commands; answers come as events."""
+        try:
+            self._open().submit(json.dumps(commands))
+        except _engine.EngineError as error:
+            raise EngineError(str(error)) from None
+
+    def events(self) -> list[Event]:
+        """Take what has happened since the last call, oldest first, at most 1,024 events."""
+        return [Event(raw.pop("event"), raw) for raw in json.loads(self._open().poll())]
+
+    def publish(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False) -> None:
+        """Publish as the broker itself, past the ACL."""
+        self.submit(publish_command(topic, payload, qos=qos, retain=retain))
+
+    def wait(self, at_most_s: float) -> bool:
+        """Wait for the lanes to end after the command `stop`; True if they have."""
+        return self._open().wait(int(at_most_s * 1000))
+
+    def stop(self) -> None:
+        """End every lane now. A second call does nothing."""
+        native, self._native = self._native, None
+        if native is not None:
+            native.stop()
+
+
+def publish_command(topic: str, payload: bytes, *, qos: int = 0, retain: bool = False) -> dict[str, Any]:
+    """The command that publishes a message of the broker itself."""
+    text = base64.b64encode(payload).decode()
+    return {"do": "publish", "topic": topic, "payload": text, "qos": qos, "retain": retain}
+
+
+def version() -> str:
+    """Version of engine and package."""
+    return _engine.version()
+
+
+def hash_password(password: str) -> str:
+    """`$argon2id$...` of a password, with a new salt."""
+    return _engine.hash_password(password)

@@ -1,0 +1,43 @@
+"""What can go wrong, and whose fault it is.
+
+RoostError
+├── ConfigError      the operator's: a file, an option, a value; never worth a retry as it is
+│   └── UnsupportedOption    an option that RoostMQ does not have and may not ignore
+├── EngineError      the engine refuses: an address in use, a certificate that cannot be read
+├── ClosedError      the broker is stopped already
+└── TimedOut         a wait of the testing tools ended without what was waited for
+"""
+
+from __future__ import annotations
+
+
+class RoostError(Exception):
+    """Base of all errors of RoostMQ; its text says what was wrong, where, and what to do."""
+
+
+class ConfigError(RoostError):
+    """A configuration that cannot be used.
+
+    `file` and `line` are set where the option stands in a file.
+    """
+
+    def __init__(self, text: str, *, file: str | None = None, line: int | None = None, option: str | None = None):
+        self.text, self.file, self.line, self.option = text, file, line, option
+        where = "" if file is None else f"{file}, line {line}: " if line else f"{file}: "
+        super().__init__(f"{where}{text}")
+
+
+class UnsupportedOption(ConfigError):
+    """An option that grants, restricts or routes, and that this broker does not have."""
+
+
+class EngineError(RoostError):
+    """The engine refuses; the text comes from it."""
+
+
+class ClosedError(RoostError):
+    """The broker is stopped."""
+
+
+class TimedOut(RoostError, TimeoutError):
+    """Nothing came in time."""

@@ -1,0 +1,73 @@
+"""Prometheus metrics from the engine's counters, names with units."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
+
+TEXTS = {
+    "bytes_received": "Bytes read from clients.",
+    "bytes_sent": "Bytes written to clients.",
+    "packets_received": "MQTT packets from clients.",
+    "packets_sent": "MQTT packets to clients.",
+    "publish_received": "PUBLISH packets from clients.",
+    "publish_sent": "PUBLISH packets to clients.",
+    "connects": "Clients let in.",
+    "connects_refused": "CONNECT packets refused.",
+    "disconnects": "Connections ended.",
+    "takeovers": "Connections ended because the client connected again.",
+    "auth_failures": "Logins with wrong credentials.",
+    "malformed": "Packets that break the protocol.",
+    "wills_sent": "Wills published.",
+    "connections": "Clients connected.",
+    "sessions": "Sessions, connected or not.",
+    "sessions_persistent": "Sessions that outlive their connection.",
+    "subscriptions": "Subscriptions.",
+    "retained": "Retained messages.",
+    "retained_bytes": "Bytes of retained messages.",
+    "queued": "Messages waiting for sessions.",
+    "queued_bytes": "Bytes of messages waiting for sessions.",
+    "inflight": "Messages sent and not acknowledged.",
+}
+
+
+class Reading(Collector):
+    """One reading of the engine's numbers as metric families."""
+
+    def __init__(self, stats: dict[str, Any]) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterable[Metric]:
+        """The families."""
+        dropped = CounterMetricFamily(
+            "roostmq_dropped_messages", "Messages that somebody did not get.", labels=["reason"]
+        )
+        for name, n in sorted(self._stats["counters"].items()):
+            if name.startswith("dropped_"):
+                dropped.add_metric([name.removeprefix("dropped_")], n)
+            else:
+                yield CounterMetricFamily(f"roostmq_{name}", TEXTS.get(name, name.replace("_", " ")), value=n)
+        yield dropped
+        for name, n in sorted(self._stats["gauges"].items()):
+            yield GaugeMetricFamily(f"roostmq_{name}", TEXTS.get(name, name.replace("_", " ")), value=n)
+        busy = CounterMetricFamily(
+            "roostmq_lane_busy_seconds", "Time that a lane worked; its rate is the utilisation.", labels=["lane"]
+        )
+        for number, lane in enumerate(self._stats["lanes"]):
+            busy.add_metric([str(number)], lane["busy_ns"] / 1e9)
+        yield busy
+        yield GaugeMetricFamily(
+            "roostmq_uptime_seconds", "Time since the start.", value=self._stats["uptime_ms"] / 1000
+        )
+
+
+def exposition(stats: dict[str, Any]) -> bytes:
+    """The text that Prometheus reads."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Reading(stats))
+    return generate_latest(registry)

@@ -1,0 +1,69 @@
+"""A running engine in an event loop: events are dispatched, questions are answered.
+
+The engine never waits for this: if the loop is blocked for seconds, no client notices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+
+from roostmq.engine import Engine, Event, Settings
+
+Listener = Callable[[Event], None]
+
+
+class Link:
+    """An engine whose events arrive in the running loop."""
+
+    def __init__(self, settings: Settings, on_event: Listener) -> None:
+        self.engine = Engine.start(settings)
+        self._on_event = on_event
+        self._ids = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[Event]] = {}
+        self._loop = asyncio.get_running_loop()
+        self._fd = self.engine.fd
+        self._loop.add_reader(self._fd, self.drain)
+        self.stopped = asyncio.Event()
+        self._reload: asyncio.Future[Event] | None = None
+
+    def drain(self) -> None:
+        """Take the events that wait."""
+        for event in self.engine.events():
+            answer = self._waiting.pop(event.fields.get("id", 0), None)
+            if answer is not None:
+                if not answer.done():
+                    answer.set_result(event)
+                continue
+            if event.name == "stopped":
+                self.stopped.set()
+            if event.name == "reloaded" and self._reload is not None and not self._reload.done():
+                self._reload.set_result(event)
+            self._on_event(event)
+
+    async def ask(self, what: str, **fields: object) -> Event:
+        """Ask for `stats` or `drops` and wait for the answer."""
+        number = next(self._ids)
+        answer: asyncio.Future[Event] = self._loop.create_future()
+        self._waiting[number] = answer
+        self.engine.submit({"do": what, "id": number, **fields})
+        return await asyncio.wait_for(answer, 10)
+
+    async def reload(self, settings: Settings) -> str | None:
+        """Read access rules, certificates and limits anew; the text of what went wrong, or None."""
+        self._reload = self._loop.create_future()
+        self.engine.submit({"do": "reload", "settings": settings})
+        event = await asyncio.wait_for(self._reload, 30)
+        return None if event["ok"] else str(event["error"])
+
+    async def stop(self, grace_s: float) -> None:
+        """Say goodbye to the clients, then end."""
+        self.engine.submit({"do": "stop", "grace_ms": int(grace_s * 1000)})
+        try:
+            await asyncio.wait_for(self.stopped.wait(), grace_s + 2)
+        except TimeoutError:
+            pass
+        self.engine.wait(grace_s + 1)
+        self._loop.remove_reader(self._fd)
+        self.engine.stop()
