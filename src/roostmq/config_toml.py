@@ -110,13 +110,8 @@ def _literal(value: Any) -> str:
         return str(value)
     if isinstance(value, tuple):
         return "[" + ", ".join(_literal(v) for v in value) + "]"
-    escaped = "".join(
-        {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}.get(
-            c, c if c.isprintable() else f"\\U{ord(c):08x}"
-        )
-        for c in value
-    )
-    return f'"{escaped}"'
+    special = {'"': '\\"', "\\": "\\\\"}
+    return '"' + "".join(special.get(c, c if c.isprintable() else f"\\U{ord(c):08x}") for c in value) + '"'
 
 
 def json_schema() -> dict[str, Any]:

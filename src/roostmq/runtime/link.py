@@ -6,6 +6,7 @@ The engine never waits for this: if the loop is blocked for seconds, no client n
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Callable
 
@@ -60,10 +61,8 @@ class Link:
     async def stop(self, grace_s: float) -> None:
         """Say goodbye to the clients, then end."""
         self.engine.submit({"do": "stop", "grace_ms": int(grace_s * 1000)})
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.stopped.wait(), grace_s + 2)
-        except TimeoutError:
-            pass
         self.engine.wait(grace_s + 1)
         self._loop.remove_reader(self._fd)
         self.engine.stop()

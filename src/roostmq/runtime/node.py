@@ -114,8 +114,8 @@ class Node:
             bound.bind((admin.host, admin.port))
         except OSError as error:
             bound.close()
-            text = f"admin port {admin.host}:{admin.port}: {error.strerror}; choose another with --admin-port, or --no-admin"
-            raise ConfigError(text) from None
+            place = f"admin port {admin.host}:{admin.port}"
+            raise ConfigError(f"{place}: {error.strerror}; choose another with --admin-port, or --no-admin") from None
         bound.listen(128)
         bound.setblocking(False)
         return bound

@@ -40,6 +40,7 @@ class Connection:
 
     def __init__(self, options: argparse.Namespace, expiry_s: int = 0, clean: bool = True) -> None:
         import paho.mqtt.client as paho
+        from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
         from paho.mqtt.packettypes import PacketTypes
         from paho.mqtt.properties import Properties
 
@@ -49,9 +50,9 @@ class Connection:
         self.open = threading.Event()
         extra: dict[str, Any] = {} if self.v5 else {"clean_session": clean or not options.id}
         self.client = paho.Client(
-            paho.CallbackAPIVersion.VERSION2,
+            CallbackAPIVersion.VERSION2,
             options.id,
-            protocol=paho.MQTTProtocolVersion(version),
+            protocol=MQTTProtocolVersion(version),
             transport="websockets" if options.ws else "tcp",
             **extra,
         )

@@ -26,9 +26,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--host", metavar="H", help="address of the first listener")
     p.add_argument("-p", "--port", type=int, metavar="N", help="port of the first listener; 0 picks a free one")
     where = p.add_mutually_exclusive_group()
-    where.add_argument(
-        "--data", type=Path, metavar="DIR", help="keep sessions and messages on disk (not in this version)"
-    )
+    where.add_argument("--data", type=Path, metavar="DIR", help="keep everything on disk (not in this version)")
     where.add_argument("--memory", action="store_true", help="keep everything in memory")
     p.add_argument("--lanes", type=int, metavar="N", help="threads that carry traffic; default one per core")
     admin = p.add_mutually_exclusive_group()

@@ -1,0 +1,55 @@
+# `make run` starts the broker, `make test` passes the tests; both do all the set-up.
+# Needed: python3 (3.11 or newer) with venv, a current Rust (cargo), a C compiler (Debian: build-essential python3-venv).
+
+PY := .venv/bin/python
+JOBS ?= 4
+export CARGO_TERM_COLOR ?= never
+RUST_SOURCES := $(shell find engine binding -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock
+
+.PHONY: run test check build test-rust test-python hostile coverage wheel clean
+
+run: build
+	.venv/bin/roost run
+
+build: .venv/built
+
+.venv/ready: requirements/dev.txt
+	@command -v python3 >/dev/null || { echo "make: python3 (3.11 or newer) is needed: apt install python3-venv"; exit 1; }
+	@command -v cargo >/dev/null || { echo "make: a current Rust is needed: install cargo 1.85 or newer"; exit 1; }
+	@command -v cc >/dev/null || { echo "make: a C compiler is needed: apt install build-essential"; exit 1; }
+	python3 -m venv .venv
+	.venv/bin/pip install --quiet --require-hashes -r requirements/dev.txt
+	touch $@
+
+.venv/built: .venv/ready pyproject.toml $(RUST_SOURCES)
+	.venv/bin/maturin develop --release
+	touch $@
+
+check: build
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	$(PY) -m mypy.stubtest roostmq._engine
+	$(PY) -m pytest -q tests/house
+	cargo fmt --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+test: check test-rust test-python
+
+test-rust:
+	cargo test --workspace --quiet
+
+test-python: build
+	$(PY) -m pytest -n $(JOBS) --dist loadgroup tests
+
+coverage: build
+	$(PY) -m pytest -n $(JOBS) --dist loadgroup --cov=roostmq --cov-report=term tests
+
+hostile: build
+	$(PY) -m pytest -q tests/soak --hostile-seconds 600
+
+wheel:
+	.venv/bin/maturin build --release --out dist
+
+clean:
+	rm -rf .venv target dist
