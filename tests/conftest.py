@@ -30,6 +30,7 @@ class Running:
     listening: list[tuple[str, str]] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
     clients: list[Client] = field(default_factory=list)
+    threads: list[threading.Thread] = field(default_factory=list)
 
     def address(self, kind: str = "mqtt", nth: int = 0) -> tuple[str, int]:
         found = [a for k, a in self.listening if k == kind]
@@ -42,15 +43,19 @@ class Running:
 
     def client(self, version: int = 5, client_id: str | None = None, **more: Any) -> Client:
         """A client of the first listener, closed at the end of the test."""
-        client = Client(self.address(), version, client_id, **more)
-        self.clients.append(client)
-        return client
+        return Client(self.address(), version, client_id, made=self.clients, **more)
 
     def stop(self) -> int:
         """SIGTERM; the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(10)
+        code = self.process.wait(10)
+        for thread in self.threads:
+            thread.join(10)
+        for pipe in (self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                pipe.close()
+        return code
 
 
 def start(args: list[str], env: dict[str, str] | None = None) -> Running:
@@ -77,8 +82,9 @@ def start(args: list[str], env: dict[str, str] | None = None) -> Running:
         process.stderr.close()
         raise AssertionError(f"the broker did not start: {error}")
     timer.cancel()
-    threading.Thread(target=lambda: running.log.extend(process.stderr or ()), daemon=True).start()
-    threading.Thread(target=lambda: list(process.stdout or ()), daemon=True).start()
+    for work in (lambda: running.log.extend(process.stderr or ()), lambda: list(process.stdout or ())):
+        running.threads.append(threading.Thread(target=work, daemon=True))
+        running.threads[-1].start()
     return running
 
 

@@ -174,9 +174,10 @@ class Client:
         self, address: tuple[str, int] | str, version: int = 5, client_id: str | None = None, *, clean: bool = True,
         keep_alive: int = 60, will: dict[str, Any] | None = None, username: str | None = None,
         password: str | bytes | None = None, connect: bool = True, expect: int | None = 0,
-        tls: ssl.SSLContext | None = None, before: bytes = b"", source: str | None = None, **props: Any,
+        tls: ssl.SSLContext | None = None, before: bytes = b"", source: str | None = None, made: list[Client] | None = None, **props: Any,
     ) -> None:  # fmt: skip
         self.version, self.buffer, self.ids = version, b"", itertools.count(1)
+        self.stash: list[Packet] = []
         self.id = unique("c") if client_id is None else client_id
         if isinstance(address, str):
             self.socket = socket.socket(socket.AF_UNIX)
@@ -185,6 +186,8 @@ class Client:
         else:
             self.socket = socket.create_connection(address, WAIT_S, source_address=(source, 0) if source else None)
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if made is not None:
+            made.append(self)
         if before:
             self.socket.sendall(before)
         if tls is not None:
@@ -221,6 +224,25 @@ class Client:
 
     def read(self, wait: float) -> Packet | None:
         """The next packet; None when nothing comes; Closed when the broker closed."""
+        if self.stash:
+            return self.stash.pop(0)
+        return self._read(wait)
+
+    def pick(self, kind: int, number: int, wait: float = WAIT_S) -> Packet:
+        """The answer with this identifier; what comes before it is kept for later."""
+        kept: list[Packet] = []
+        try:
+            while True:
+                p = self.read(wait)
+                assert p is not None, f"packet type {kind} for {number} did not come"
+                if p.kind == kind and p.id == number:
+                    return p
+                assert p.kind == PUBLISH or p.kind == PUBREL, f"packet type {kind} expected, got {p}"
+                kept.append(p)
+        finally:
+            self.stash = kept + self.stash
+
+    def _read(self, wait: float) -> Packet | None:
         end = time.monotonic() + wait
         while True:
             if len(self.buffer) > 1:
@@ -320,11 +342,10 @@ class Client:
         number = self.publish(topic, payload, qos, **more)
         if qos == 0:
             return None
-        first = self.want(PUBACK if qos == 1 else PUBREC)
-        assert first.id == number
+        first = self.pick(PUBACK if qos == 1 else PUBREC, number)
         if qos == 2 and first.code < 0x80:
             self.ack(PUBREL, number)
-            assert self.want(PUBCOMP).id == number
+            self.pick(PUBCOMP, number)
         return first
 
     def ack(self, kind: int, number: int, code: int | None = None) -> None:
@@ -342,7 +363,7 @@ class Client:
             self.ack(PUBACK, p.id)
         elif finish and p.qos == 2:
             self.ack(PUBREC, p.id)
-            assert self.want(PUBREL).id == p.id
+            self.pick(PUBREL, p.id)
             self.ack(PUBCOMP, p.id)
         return p
 

@@ -1,12 +1,19 @@
 //! Access control lists in mosquitto's format, compiled for one client when it connects.
 //!
-//! Rules of the client's user come first, then patterns; in each group a `deny` that matches wins, then the first kind
-//! of access that matches allows; what nothing allows is denied. Lines before the first `user` are for anonymous
-//! clients. A username or client id with `+`, `#` or `/` gets nothing from a pattern that would contain it.
+//! ```text
+//! topic   [read|write|readwrite|deny] FILTER     for the user above; before the first user: for anonymous clients
+//! user    NAME
+//! pattern [read|write|readwrite|deny] FILTER     for all; %c is the client id, %u the username
+//! ```
+//! Decision: the rules of the client's user come first, then the patterns; in each of the two a `deny` that matches
+//! refuses, else a rule with the wanted right allows; what nothing allows is refused. (So a user's own rule beats a
+//! `pattern deny`, as in mosquitto.) A username or client id that would change the meaning of a pattern (`+`, `#`, `/`,
+//! a leading `$`) is allowed nothing by it, but still denied by it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{AccessError, read_file};
+use super::{AccessError, read_text};
 use crate::topic;
 
 /// What a client wants to do with a topic.
@@ -27,11 +34,18 @@ enum Right {
 }
 
 impl Right {
+    fn parse(word: &str) -> Option<Self> {
+        match word {
+            "read" => Some(Self::Read),
+            "write" => Some(Self::Write),
+            "readwrite" => Some(Self::ReadWrite),
+            "deny" => Some(Self::Deny),
+            _ => None,
+        }
+    }
+
     const fn allows(self, action: Action) -> bool {
-        matches!(
-            (self, action),
-            (Self::ReadWrite, _) | (Self::Read, Action::Deliver) | (Self::Write, Action::Publish)
-        )
+        matches!((self, action), (Self::ReadWrite, _) | (Self::Read, Action::Deliver) | (Self::Write, Action::Publish))
     }
 }
 
@@ -41,168 +55,206 @@ struct Rule {
     filter: Box<str>,
 }
 
+impl Rule {
+    /// What stands behind `topic` or `pattern`.
+    fn parse(text: &str) -> Result<Self, String> {
+        let quoted = text.starts_with('"').then_some(("", text));
+        let split = quoted.or_else(|| text.split_once(char::is_whitespace));
+        let (right, filter) = match split.map(|(word, rest)| (word, rest.trim())) {
+            None => (Right::ReadWrite, text),
+            Some(("", rest)) => (Right::ReadWrite, rest),
+            Some((word, rest)) => {
+                let what = "is not an access type; one of read, write, readwrite, deny stands before the filter";
+                (Right::parse(word).ok_or_else(|| format!("`{word}` {what}"))?, rest)
+            }
+        };
+        let bare = filter.strip_prefix('"').and_then(|f| f.strip_suffix('"')).unwrap_or(filter);
+        if !topic::valid_filter(bare) {
+            return Err(format!("`{bare}` is not a topic filter: + and # stand alone in a level, # only in the last"));
+        }
+        Ok(Self { right, filter: bare.into() })
+    }
+
+    /// With its placeholders filled in; `None` if it does not concern this client, or must not.
+    fn fill(&self, username: Option<&str>, client_id: &str) -> Option<Self> {
+        let (mut filled, mut rest, mut dangerous) = (String::new(), &*self.filter, false);
+        while let Some((before, after)) = rest.split_once('%') {
+            filled.push_str(before);
+            let value = match after.chars().next() {
+                Some('c') => client_id,
+                Some('u') => username?,
+                _ => {
+                    filled.push('%');
+                    rest = after;
+                    continue;
+                }
+            };
+            dangerous |= value.contains(['+', '#', '/']) || (filled.is_empty() && value.starts_with('$'));
+            filled.push_str(value);
+            rest = after.get(1..).unwrap_or("");
+        }
+        filled.push_str(rest);
+        let wanted = !dangerous || self.right == Right::Deny;
+        wanted.then(|| Self { right: self.right, filter: filled.into() })
+    }
+
+    fn has_placeholder(&self) -> bool {
+        self.filter.contains("%c") || self.filter.contains("%u")
+    }
+}
+
+/// In the order in which they are asked: the first that matches and has something to say decides.
+fn in_order(mut rules: Vec<Rule>) -> Arc<[Rule]> {
+    rules.sort_by_key(|r| r.right != Right::Deny);
+    rules.into()
+}
+
 /// An ACL file.
 #[derive(Debug, Default)]
 pub(super) struct AclFile {
-    anonymous: Vec<Rule>,
-    users: Vec<(String, Vec<Rule>)>,
-    patterns: Vec<Rule>,
+    anonymous: Arc<[Rule]>,
+    users: HashMap<Box<str>, Arc<[Rule]>>,
+    patterns: Arc<[Rule]>,
+    /// No pattern needs filling in: all clients share them.
+    fixed: bool,
 }
 
 impl AclFile {
     pub(super) fn load(path: &str) -> Result<Self, AccessError> {
-        Self::parse(&read_file("ACL file", path)?).map_err(|(line, text)| {
-            AccessError(format!("ACL file {path}, line {line}: {text}"))
-        })
+        Self::parse(&read_text("ACL file", path)?)
+            .map_err(|(line, text)| AccessError(format!("ACL file {path}, line {line}: {text}")))
     }
 
     fn parse(text: &str) -> Result<Self, (usize, String)> {
-        let mut file = Self::default();
-        let mut user: Option<usize> = None;
+        let (mut anonymous, mut patterns) = (Vec::new(), Vec::new());
+        let mut users: HashMap<Box<str>, Vec<Rule>> = HashMap::new();
+        let mut user: Option<&str> = None;
         for (i, line) in text.lines().enumerate() {
             let line = line.trim();
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
-            let wrong = |text: &str| (i + 1, text.to_owned());
+            let wrong = |text: String| (i + 1, text);
             let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
             let rest = rest.trim();
-            if rest.is_empty() {
-                return Err(wrong(&format!("`{word}` needs a value")));
-            }
-            match word {
+            let rule = match word {
+                _ if rest.is_empty() => return Err(wrong(format!("`{word}` needs a value"))),
                 "user" => {
-                    let at = file.users.iter().position(|(name, _)| name == rest);
-                    user = Some(at.unwrap_or_else(|| {
-                        file.users.push((rest.to_owned(), Vec::new()));
-                        file.users.len() - 1
-                    }));
+                    users.entry(rest.into()).or_default();
+                    user = Some(rest);
+                    continue;
                 }
-                "topic" | "pattern" => {
-                    let rule = rule(rest).map_err(|e| wrong(&e))?;
-                    match (word, user.and_then(|at| file.users.get_mut(at))) {
-                        ("pattern", _) => file.patterns.push(rule),
-                        (_, Some((_, rules))) => rules.push(rule),
-                        (_, None) => file.anonymous.push(rule),
-                    }
-                }
-                _ => return Err(wrong(&format!("`{word}` is not one of topic, user, pattern"))),
+                "topic" | "pattern" => Rule::parse(rest).map_err(wrong)?,
+                _ => return Err(wrong(format!("`{word}` is not one of topic, user, pattern"))),
+            };
+            match (word, user.and_then(|name| users.get_mut(name))) {
+                ("pattern", _) => patterns.push(rule),
+                (_, Some(rules)) => rules.push(rule),
+                (_, None) => anonymous.push(rule),
             }
         }
-        Ok(file)
+        let fixed = !patterns.iter().any(Rule::has_placeholder);
+        let users = users.into_iter().map(|(name, rules)| (name, in_order(rules))).collect();
+        Ok(Self { anonymous: in_order(anonymous), users, patterns: in_order(patterns), fixed })
     }
 
     /// The rules of one client: those of its user, and the patterns filled in.
     fn compile(&self, username: Option<&str>, client_id: &str) -> Layer {
         let own = match username {
-            Some(name) => self.users.iter().find(|(n, _)| n == name).map_or(&[][..], |(_, rules)| rules),
-            None => &self.anonymous,
+            Some(name) => self.users.get(name).cloned().unwrap_or_default(),
+            None => Arc::clone(&self.anonymous),
         };
-        let patterns = self.patterns.iter().filter_map(|r| fill(r, username, client_id)).collect();
-        Layer { groups: [own.to_vec(), patterns] }
+        let patterns = if self.fixed {
+            Arc::clone(&self.patterns)
+        } else {
+            self.patterns.iter().filter_map(|r| r.fill(username, client_id)).collect()
+        };
+        Layer { groups: [own, patterns] }
     }
 }
 
-fn rule(text: &str) -> Result<Rule, String> {
-    let (word, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
-    let right = match word {
-        "read" => Some(Right::Read),
-        "write" => Some(Right::Write),
-        "readwrite" => Some(Right::ReadWrite),
-        "deny" => Some(Right::Deny),
-        _ => None,
-    };
-    let (right, filter) = match right {
-        Some(right) if !rest.trim().is_empty() => (right, rest.trim()),
-        _ => (Right::ReadWrite, text),
-    };
-    if !topic::valid_filter(filter) {
-        return Err(format!("`{filter}` is not a topic filter"));
-    }
-    Ok(Rule { right, filter: filter.into() })
-}
-
-fn fill(rule: &Rule, username: Option<&str>, client_id: &str) -> Option<Rule> {
-    let dangerous = |value: &str| value.contains(['+', '#', '/']);
-    let mut filter = rule.filter.to_string();
-    if filter.contains("%c") {
-        if dangerous(client_id) {
-            return None;
-        }
-        filter = filter.replace("%c", client_id);
-    }
-    if filter.contains("%u") {
-        let name = username.filter(|n| !dangerous(n))?;
-        filter = filter.replace("%u", name);
-    }
-    Some(Rule { right: rule.right, filter: filter.into() })
-}
-
-/// Rules that must allow an action, in two groups of which the first that has something to say decides.
-#[derive(Debug, Default)]
+/// Two lists of rules, each with its denials first: the first rule that matches and has something to say decides.
+#[derive(Debug, Clone, Default)]
 struct Layer {
-    groups: [Vec<Rule>; 2],
+    groups: [Arc<[Rule]>; 2],
 }
 
 impl Layer {
+    fn decide(&self, speaks: impl Fn(&Rule) -> bool) -> bool {
+        let decisive = self.groups.iter().flat_map(|g| g.iter()).find(|r| speaks(r));
+        decisive.is_some_and(|r| r.right != Right::Deny)
+    }
+
     fn may(&self, action: Action, name: &str) -> bool {
-        for group in &self.groups {
-            let mut matching = group.iter().filter(|r| topic::matches(&r.filter, name)).peekable();
-            if matching.peek().is_none() {
-                continue;
-            }
-            let rights: Vec<Right> = matching.map(|r| r.right).collect();
-            if rights.contains(&Right::Deny) {
-                return false;
-            }
-            if rights.iter().any(|r| r.allows(action)) {
-                return true;
-            }
-        }
-        false
+        self.decide(|r| (r.right == Right::Deny || r.right.allows(action)) && topic::matches(&r.filter, name))
     }
 
     /// Something that the filter matches could be delivered, and no `deny` covers all of it.
     fn may_subscribe(&self, filter: &str) -> bool {
-        for group in &self.groups {
-            if group.iter().any(|r| r.right == Right::Deny && covers(&r.filter, filter)) {
-                return false;
-            }
-            if group.iter().any(|r| r.right.allows(Action::Deliver) && overlap(&r.filter, filter)) {
-                return true;
-            }
-        }
-        false
+        self.decide(|r| match r.right {
+            Right::Deny => covers(&r.filter, filter),
+            right => right.allows(Action::Deliver) && overlap(&r.filter, filter),
+        })
     }
 }
 
-/// What one client may do; cheap to clone.
+/// Filters that a token names.
+#[derive(Debug, Default)]
+pub(super) struct TokenRights {
+    /// Topics to publish to.
+    pub(super) publish: Vec<String>,
+    /// Topics to get messages from.
+    pub(super) subscribe: Vec<String>,
+}
+
+impl TokenRights {
+    fn compile(&self, username: Option<&str>, client_id: &str) -> Layer {
+        let rule = |right| move |filter: &String| Rule { right, filter: filter.as_str().into() };
+        let (publish, subscribe) =
+            (self.publish.iter().map(rule(Right::Write)), self.subscribe.iter().map(rule(Right::Read)));
+        let rules = publish.chain(subscribe).filter_map(|r| r.fill(username, client_id)).collect();
+        Layer { groups: [rules, Arc::default()] }
+    }
+}
+
+/// All that are there must allow.
+#[derive(Debug)]
+struct Layers {
+    file: Option<Layer>,
+    token: Option<Layer>,
+}
+
+/// What one client may do; cheap to clone. The default allows everything.
 #[derive(Debug, Clone, Default)]
 pub struct Rules {
-    /// All layers must allow; none: everything is allowed.
-    layers: Option<Arc<[Layer]>>,
+    layers: Option<Arc<Layers>>,
 }
 
 impl Rules {
-    pub(super) fn of(acl: Option<&AclFile>, username: Option<&str>, client_id: &str) -> Self {
-        Self { layers: acl.map(|a| Arc::from([a.compile(username, client_id)])) }
-    }
-
-    /// Rules from a token: filters to publish to and to subscribe to, besides the ACL file.
-    pub(super) fn with_token(
+    /// From the ACL file and the token, as far as there are any.
+    pub(super) fn of(
         acl: Option<&AclFile>,
+        token: Option<&TokenRights>,
         username: Option<&str>,
         client_id: &str,
-        publish: &[String],
-        subscribe: &[String],
     ) -> Self {
-        let rule = |filter: &String, right| Rule { right, filter: filter.as_str().into() };
-        let all = publish.iter().map(|f| rule(f, Right::Write)).chain(subscribe.iter().map(|f| rule(f, Right::Read)));
-        let filled = all.filter_map(|r| fill(&r, username, client_id)).filter(|r| topic::valid_filter(&r.filter));
-        // read and write rules of one topic stand side by side, so they are joined in one group
-        let token = Layer { groups: [filled.collect(), Vec::new()] };
-        let file = acl.map(|a| a.compile(username, client_id));
-        Self { layers: Some(file.into_iter().chain([token]).collect()) }
+        let token = token.map(|t| t.compile(username, client_id));
+        Self::joined(acl.map(|a| a.compile(username, client_id)), token)
+    }
+
+    /// The same client under a new ACL file; what its token said stays.
+    pub(super) fn renewed(&self, acl: Option<&AclFile>, username: Option<&str>, client_id: &str) -> Self {
+        let token = self.layers.as_ref().and_then(|l| l.token.clone());
+        Self::joined(acl.map(|a| a.compile(username, client_id)), token)
+    }
+
+    fn joined(file: Option<Layer>, token: Option<Layer>) -> Self {
+        let any = file.is_some() || token.is_some();
+        Self { layers: any.then(|| Arc::new(Layers { file, token })) }
+    }
+
+    fn all(&self, allowed: impl Fn(&Layer) -> bool) -> bool {
+        self.layers.as_ref().is_none_or(|l| l.file.iter().chain(&l.token).all(allowed))
     }
 
     /// Nothing needs to be asked.
@@ -214,17 +266,21 @@ impl Rules {
     /// May the client do this with this topic?
     #[must_use]
     pub fn may(&self, action: Action, name: &str) -> bool {
-        self.layers.as_deref().is_none_or(|layers| layers.iter().all(|l| l.may(action, name)))
+        self.all(|l| l.may(action, name))
     }
 
-    /// May the client subscribe? Each delivery is checked besides.
+    /// May the client subscribe? Each delivery is checked besides. A shared filter is judged without `$share/GROUP/`.
     #[must_use]
     pub fn may_subscribe(&self, filter: &str) -> bool {
-        self.layers.as_deref().is_none_or(|layers| layers.iter().all(|l| l.may_subscribe(filter)))
+        match topic::shared(filter) {
+            Some(Err(())) => self.allow_all(),
+            Some(Ok(shared)) => self.all(|l| l.may_subscribe(shared.filter)),
+            None => self.all(|l| l.may_subscribe(filter)),
+        }
     }
 }
 
-/// Wildcards do not reach first levels that begin with `$`.
+/// Wildcards do not reach first levels that begin with `$` [MQTT-4.7.2-1].
 fn hidden(a: &str, b: &str) -> bool {
     a.starts_with('$') && b.starts_with(['+', '#'])
 }
@@ -249,6 +305,9 @@ fn covers(outer: &str, inner: &str) -> bool {
     if hidden(inner, outer) {
         return false;
     }
+    if outer == "+/#" {
+        return true; // the same as `#`: a name has a first level
+    }
     let (mut outer, mut inner) = (outer.split('/'), inner.split('/'));
     loop {
         match (outer.next(), inner.next()) {
@@ -261,92 +320,5 @@ fn covers(outer: &str, inner: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const FILE: &str = "
-# anonymous
-topic read public/#
-user ann
-topic readwrite ann/#
-topic deny ann/secret/#
-topic write drop box
-pattern readwrite dev/%c/#
-pattern read home/%u
-";
-
-    fn rules(user: Option<&str>, id: &str) -> Rules {
-        Rules::of(Some(&AclFile::parse(FILE).unwrap()), user, id)
-    }
-
-    /// The format and its order of decisions.
-    #[test]
-    fn decides_as_documented() {
-        let (ann, nobody) = (rules(Some("ann"), "c1"), rules(None, "c1"));
-        assert!(ann.may(Action::Publish, "ann/x") && ann.may(Action::Deliver, "ann/x"));
-        assert!(!ann.may(Action::Publish, "ann/secret/x") && !ann.may_subscribe("ann/secret/+"));
-        assert!(ann.may(Action::Publish, "drop box") && !ann.may(Action::Deliver, "drop box"));
-        assert!(!ann.may(Action::Deliver, "public/x"), "lines before the first user are for anonymous clients");
-        assert!(nobody.may(Action::Deliver, "public/x") && !nobody.may(Action::Publish, "public/x"));
-        assert!(ann.may(Action::Publish, "dev/c1/a") && !ann.may(Action::Publish, "dev/c2/a"));
-        assert!(ann.may(Action::Deliver, "home/ann") && !nobody.may(Action::Deliver, "home/ann"));
-        assert!(ann.may_subscribe("#"), "something below can be read; each delivery is checked");
-        assert!(!nobody.may_subscribe("ann/#") && nobody.may_subscribe("+/x"));
-    }
-
-    /// A client cannot widen a pattern by its own name.
-    #[test]
-    fn names_with_wildcards_get_nothing_from_patterns() {
-        for id in ["+", "#", "a/b", "a+"] {
-            assert!(!rules(None, id).may(Action::Publish, "dev/a/b"), "{id}");
-            assert!(!rules(Some(id), "c").may(Action::Deliver, "home/x"), "{id}");
-        }
-    }
-
-    /// Errors name the line.
-    #[test]
-    fn broken_lines() {
-        for (text, line) in [("topic\n", 1), ("user a\n\nfoo bar", 3), ("topic read a/#/b", 1)] {
-            assert_eq!(AclFile::parse(text).unwrap_err().0, line, "{text}");
-        }
-    }
-
-    fn filter() -> impl Strategy<Value = String> {
-        let level = prop_oneof![Just("a"), Just("b"), Just("+"), Just("$x")];
-        (prop::collection::vec(level, 0..3), any::<bool>()).prop_filter_map("empty", |(mut l, hash)| {
-            if hash {
-                l.push("#");
-            }
-            (!l.is_empty()).then(|| l.join("/"))
-        })
-    }
-
-    fn names() -> Vec<String> {
-        let levels = ["a", "b", "$x", "c"];
-        let mut all: Vec<String> = levels.iter().map(|l| (*l).to_owned()).collect();
-        for _ in 0..3 {
-            let longer: Vec<String> = all.iter().flat_map(|n| levels.iter().map(move |l| format!("{n}/{l}"))).collect();
-            all.extend(longer);
-            all.sort();
-            all.dedup();
-        }
-        all
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-        /// `overlap` and `covers` agree with trying every name of a small alphabet.
-        #[test]
-        fn overlap_and_cover(a in filter(), b in filter()) {
-            let names = names();
-            let any = names.iter().any(|n| topic::matches(&a, n) && topic::matches(&b, n));
-            prop_assert_eq!(overlap(&a, &b), any, "{} {}", a, b);
-            let every = names.iter().filter(|n| topic::matches(&b, n)).all(|n| topic::matches(&a, n));
-            if covers(&a, &b) {
-                prop_assert!(every, "{} covers {}", a, b);
-            }
-        }
-    }
-}
+#[path = "acl_tests.rs"]
+mod tests;

@@ -10,7 +10,10 @@ mod token;
 mod worker;
 
 use std::fmt;
+use std::fs::File;
+use std::io::Read as _;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 pub use acl::{Action, Rules};
 pub use password::{check_password, hash_password};
@@ -24,6 +27,9 @@ use token::Tokens;
 
 use crate::settings::AccessSettings;
 
+/// No password, ACL or key file is larger.
+const FILE_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
 /// A file that cannot be used: which, where in it, what is wrong, what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AccessError(pub String);
@@ -33,6 +39,8 @@ impl fmt::Display for AccessError {
         f.write_str(&self.0)
     }
 }
+
+impl std::error::Error for AccessError {}
 
 /// What a client shows of itself in its CONNECT.
 #[derive(Debug, Clone, Copy)]
@@ -111,7 +119,10 @@ impl Access {
         })
     }
 
-    /// Decides what can be decided at once.
+    /// Decides what can be decided at once: no file, no hash, no signature is looked at here.
+    ///
+    /// Credentials that are shown must be right, even where none are needed. Only where neither passwords nor tokens
+    /// are configured does any username do for `allow_anonymous`, as in mosquitto.
     #[must_use]
     pub fn begin(&self, login: &Login<'_>) -> Verdict {
         if !self.prefixes.is_empty() && !self.prefixes.iter().any(|p| login.client_id.starts_with(p.as_str())) {
@@ -120,50 +131,54 @@ impl Access {
         if let Some(identity) = login.certificate_identity {
             return Verdict::Grant(self.grant(login.client_id, Some(identity)));
         }
-        let checked = self.passwords.is_some() || self.tokens.is_some();
-        if !checked {
-            return if self.allow_anonymous {
-                Verdict::Grant(self.grant(login.client_id, login.username))
-            } else {
-                Verdict::Refuse(Refusal::NotAuthorized)
-            };
+        let checks = self.passwords.is_some() || self.tokens.is_some();
+        let shows = login.username.is_some() || login.password.is_some();
+        if checks && shows {
+            return self.work(login);
         }
-        if login.username.is_none() && login.password.is_none() {
-            return if self.allow_anonymous {
-                Verdict::Grant(self.grant(login.client_id, None))
-            } else {
-                Verdict::Refuse(Refusal::NotAuthorized)
-            };
+        if self.allow_anonymous {
+            return Verdict::Grant(self.grant(login.client_id, login.username));
         }
-        self.work(login)
+        Verdict::Refuse(Refusal::NotAuthorized)
+    }
+
+    /// The rules of a client that is there, after a reload: those of this ACL file, and what its token said.
+    #[must_use]
+    pub fn renew(&self, rules: &Rules, username: Option<&str>, client_id: &str) -> Rules {
+        rules.renewed(self.acl.as_deref(), username, client_id)
     }
 
     fn work(&self, login: &Login<'_>) -> Verdict {
-        let secret = login.password.unwrap_or(&[]).to_vec();
-        let username: Option<Arc<str>> = login.username.map(Arc::from);
-        let client_id: Arc<str> = login.client_id.into();
-        let acl = self.acl.clone();
-        let token = secret.iter().filter(|b| **b == b'.').count() == 2;
-        if let Some(tokens) = self.tokens.clone().filter(|_| token || self.passwords.is_none()) {
-            return Verdict::Work(Job::new(move || tokens.check(&secret, username, &client_id, acl.as_deref())));
-        }
-        let (Some(passwords), Some(username)) = (self.passwords.clone(), username) else {
+        // an empty password is none
+        let Some(secret) = login.password.filter(|p| !p.is_empty()).map(<[u8]>::to_vec) else {
             return Verdict::Refuse(Refusal::BadCredentials);
         };
+        let username: Option<Arc<str>> = login.username.map(Arc::from);
+        let client_id: Arc<str> = login.client_id.into();
+        let (tokens, passwords, acl) = (self.tokens.clone(), self.passwords.clone(), self.acl.clone());
         Verdict::Work(Job::new(move || {
-            if passwords.check(&username, &secret) {
-                let rules = Rules::of(acl.as_deref(), Some(&username), &client_id);
-                Ok(Grant { username: Some(username), rules, expires_at_s: None })
-            } else {
-                Err(Refusal::BadCredentials)
+            if let Some(tokens) = tokens.filter(|_| passwords.is_none() || Tokens::looks_like_one(&secret)) {
+                return tokens.check(&secret, username, &client_id, acl.as_deref(), now_s());
+            }
+            match (passwords, &username) {
+                (Some(passwords), Some(name)) if passwords.check(name, &secret) => {
+                    let rules = Rules::of(acl.as_deref(), None, Some(name), &client_id);
+                    Ok(Grant { username, rules, expires_at_s: None })
+                }
+                _ => Err(Refusal::BadCredentials),
             }
         }))
     }
 
     fn grant(&self, client_id: &str, username: Option<&str>) -> Grant {
-        let rules = Rules::of(self.acl.as_deref(), username, client_id);
+        let rules = Rules::of(self.acl.as_deref(), None, username, client_id);
         Grant { username: username.map(Arc::from), rules, expires_at_s: None }
     }
+}
+
+/// Unix time. With a clock that stands before 1970 every token that ends has ended.
+fn now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(u64::MAX, |t| t.as_secs())
 }
 
 /// Standard base64, as the door uses it for payloads.
@@ -172,53 +187,26 @@ pub fn decode_base64(text: &str) -> Option<Vec<u8>> {
     base64::engine::general_purpose::STANDARD.decode(text).ok()
 }
 
-fn read_file(what: &str, path: &str) -> Result<String, AccessError> {
-    std::fs::read_to_string(path).map_err(|e| AccessError(format!("{what} {path}: {e}; is the path right and readable?")))
+/// A file of any bytes.
+fn read_bytes(what: &str, path: &str) -> Result<Vec<u8>, AccessError> {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|f| f.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes));
+    match read {
+        Ok(n) if n as u64 <= FILE_BYTES_MAX => Ok(bytes),
+        Ok(_) => Err(AccessError(format!("{what} {path}: larger than {FILE_BYTES_MAX} bytes; is it the right file?"))),
+        Err(e) => Err(AccessError(format!("{what} {path}: {e}; is the path right and readable?"))),
+    }
+}
+
+/// A file of UTF-8 text, without the mark that some editors put at its beginning.
+fn read_text(what: &str, path: &str) -> Result<String, AccessError> {
+    let text = String::from_utf8(read_bytes(what, path)?).map_err(|e| {
+        let good = e.as_bytes().get(..e.utf8_error().valid_up_to()).unwrap_or_default();
+        let line = good.iter().filter(|b| **b == b'\n').count() + 1;
+        AccessError(format!("{what} {path}, line {line}: not UTF-8; save it in that encoding"))
+    })?;
+    Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn file(name: &str, text: &str) -> String {
-        let path = std::env::temp_dir().join(format!("roost-access-{}-{name}", std::process::id()));
-        std::fs::write(&path, text).unwrap();
-        path.to_str().unwrap().to_owned()
-    }
-
-    fn login<'a>(user: Option<&'a str>, password: Option<&'a [u8]>) -> Login<'a> {
-        Login { client_id: "c1", username: user, password, certificate_identity: None }
-    }
-
-    /// With a password file only who knows a password comes in, unless anonymous clients are allowed too; wrong
-    /// credentials never pass as anonymous.
-    #[test]
-    fn passwords_and_anonymous() {
-        let hash = hash_password("secret").unwrap();
-        let path = file("pw", &format!("# users\nann:{hash}\n"));
-        for allow_anonymous in [false, true] {
-            let settings = AccessSettings { allow_anonymous, password_file: Some(path.clone()), ..Default::default() };
-            let access = Access::load(&settings).unwrap();
-            let Verdict::Work(job) = access.begin(&login(Some("ann"), Some(b"secret"))) else { panic!("no work") };
-            assert_eq!(job.run().unwrap().username.as_deref(), Some("ann"));
-            for bad in [login(Some("ann"), Some(b"wrong")), login(Some("bob"), Some(b"secret"))] {
-                let Verdict::Work(job) = access.begin(&bad) else { panic!("no work") };
-                assert_eq!(job.run().unwrap_err(), Refusal::BadCredentials);
-            }
-            let anonymous = matches!(access.begin(&login(None, None)), Verdict::Grant(_));
-            assert_eq!(anonymous, allow_anonymous);
-        }
-        std::fs::remove_file(path).unwrap();
-    }
-
-    /// Nothing configured and nothing allowed: nobody comes in. Prefixes bind everybody.
-    #[test]
-    fn closed_by_default() {
-        let access = Access::default();
-        assert!(matches!(access.begin(&login(Some("x"), None)), Verdict::Refuse(Refusal::NotAuthorized)));
-        let settings =
-            AccessSettings { allow_anonymous: true, client_id_prefixes: vec!["dev-".into()], ..Default::default() };
-        let access = Access::load(&settings).unwrap();
-        assert!(matches!(access.begin(&login(None, None)), Verdict::Refuse(Refusal::NotAuthorized)));
-    }
-}
+mod tests;

@@ -216,9 +216,10 @@ impl Lane {
             LaneMessage::Answer { token, outcome } => self.answer(token, outcome),
             LaneMessage::Retain { partition, message, token } => {
                 let inbound = Inbound::from_stored(&message);
-                self.flow = Flow::default();
-                self.step(partition, Input::Retain { message: &inbound, token: None }, Some(&inbound));
-                self.pass_on(token, Flow::default());
+                self.flow = Flow { token, waiting: 1, ..Flow::default() };
+                self.step(partition, Input::Retain { message: &inbound, token }, Some(&inbound));
+                let flow = std::mem::take(&mut self.flow);
+                self.pass_on(token, flow);
             }
             LaneMessage::Socket { listener, transport } => self.open_socket(listener, *transport),
             LaneMessage::Connection(connection) => self.on_handed_over(*connection),

@@ -112,8 +112,10 @@ impl Lane {
             used += frame.total;
             self.stats.add(Counter::packets_received, 1);
             if stage == Stage::Opening {
+                // what follows goes with the connection to the lane of its session
+                self.keep(key, bytes.get(used..).unwrap_or(&[]));
                 self.on_first_packet(key, rest.get(..frame.total).unwrap_or(&[]), frame);
-                continue;
+                return bytes.len();
             }
             if matches!(frame.first >> 4, 2 | 9 | 11 | 13) {
                 self.malformed(key, Malformed::protocol("a packet that only a server sends"));
