@@ -10,7 +10,12 @@ use pyo3::prelude::*;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-pyo3::create_exception!(_engine, EngineError, PyRuntimeError, "The engine refuses; the text says what, where, and what to do.");
+pyo3::create_exception!(
+    _engine,
+    EngineError,
+    PyRuntimeError,
+    "The engine refuses; the text says what, where, and what to do."
+);
 
 /// A running engine.
 #[pyclass(frozen, module = "roostmq._engine")]

@@ -5,8 +5,8 @@
 //! publish through any other door after it never misses (`30-cluster.md` section 5). A false positive costs one needless
 //! forward.
 
-use std::collections::hash_map::Entry;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use hashbrown::HashMap as FastMap;
 

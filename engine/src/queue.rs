@@ -70,7 +70,7 @@ pub struct Queue {
     entries: VecDeque<Entry>,
     /// Index of the first entry.
     base: u64,
-    /// Index that `next` looks at first: nothing below it wants to be sent.
+    /// Index that `next_due` looks at first: nothing below it wants to be sent.
     cursor: u64,
     bytes: usize,
     waiting: usize,
@@ -79,7 +79,7 @@ pub struct Queue {
     open_bytes: usize,
 }
 
-/// What `next` offers.
+/// What `next_due` offers.
 #[derive(Debug)]
 pub struct Due<'a> {
     /// Its index.
@@ -125,7 +125,7 @@ impl Queue {
     }
 
     /// The next entry that wants to be sent, if its identifier is free. The caller moves it on with [`Self::mark`].
-    pub fn next(&mut self) -> Option<Due<'_>> {
+    pub fn next_due(&mut self) -> Option<Due<'_>> {
         let end = self.base + self.entries.len() as u64;
         self.cursor = self.cursor.max(self.base);
         while self.cursor < end {

@@ -35,25 +35,68 @@ pub struct Delivery {
 #[derive(Debug)]
 #[expect(missing_docs, reason = "the fields are named after what they hold; the table is in docs/formats/records.md")]
 pub enum Record<'a> {
-    SessionOpened { client_id: &'a str, uid: u64, expiry_s: u32 },
-    SessionChanged { slot: u32, expiry_s: u32 },
-    SessionEnded { slot: u32 },
-    Subscribed { slot: u32, filter: &'a str, subscription: Subscription },
-    Unsubscribed { slot: u32, filter: &'a str },
+    SessionOpened {
+        client_id: &'a str,
+        uid: u64,
+        expiry_s: u32,
+    },
+    SessionChanged {
+        slot: u32,
+        expiry_s: u32,
+    },
+    SessionEnded {
+        slot: u32,
+    },
+    Subscribed {
+        slot: u32,
+        filter: &'a str,
+        subscription: Subscription,
+    },
+    Unsubscribed {
+        slot: u32,
+        filter: &'a str,
+    },
     /// The body once, for each session its place in the queue; the origin is taken in the same record.
-    Enqueued { message: &'a Stored, to: &'a [Delivery] },
+    Enqueued {
+        message: &'a Stored,
+        to: &'a [Delivery],
+    },
     /// The subscriber has answered PUBREC.
-    Received { slot: u32, index: u64 },
+    Received {
+        slot: u32,
+        index: u64,
+    },
     /// The subscriber is done with it, or it was dropped.
-    Acknowledged { slot: u32, index: u64 },
+    Acknowledged {
+        slot: u32,
+        index: u64,
+    },
     /// First sight of a QoS 2 identifier of a publisher.
-    Held { slot: u32, id: u16, n: u64 },
-    Released { slot: u32, id: u16 },
-    RetainedSet { message: &'a Stored },
-    RetainedCleared { topic: &'a str },
-    WillArmed { slot: u32, will: Box<Will> },
-    WillDisarmed { slot: u32 },
-    OriginForgotten { uid: u64 },
+    Held {
+        slot: u32,
+        id: u16,
+        n: u64,
+    },
+    Released {
+        slot: u32,
+        id: u16,
+    },
+    RetainedSet {
+        message: &'a Stored,
+    },
+    RetainedCleared {
+        topic: &'a str,
+    },
+    WillArmed {
+        slot: u32,
+        will: Box<Will>,
+    },
+    WillDisarmed {
+        slot: u32,
+    },
+    OriginForgotten {
+        uid: u64,
+    },
 }
 
 /// The durable state of one partition.

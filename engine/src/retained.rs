@@ -118,17 +118,18 @@ impl Retained {
             out.extend(self.get(filter).cloned());
             return;
         }
-        let mut levels = filter.split('/').peekable();
         let mut reached = vec![self.root];
         let mut first = true;
-        while let Some(level) = levels.next() {
+        for level in filter.split('/') {
             if level == "#" {
                 return self.all_below(&reached, first, out);
             }
             let mut next = Vec::new();
             for node in reached.iter().filter_map(|&at| self.nodes.get(at)) {
                 match level {
-                    "+" => next.extend(node.children.iter().filter(|(l, _)| !(first && l.starts_with('$'))).map(|c| *c.1)),
+                    "+" => {
+                        next.extend(node.children.iter().filter(|(l, _)| !(first && l.starts_with('$'))).map(|c| *c.1))
+                    }
                     _ => next.extend(node.children.get(level)),
                 }
             }

@@ -186,7 +186,8 @@ impl Group {
             return false;
         }
         self.free_slot(session);
-        let exactly_once = self.entry(index).and_then(|e| e.message.as_ref()).map(|m| m.head().qos) == Some(QoS::ExactlyOnce);
+        let exactly_once =
+            self.entry(index).and_then(|e| e.message.as_ref()).map(|m| m.head().qos) == Some(QoS::ExactlyOnce);
         if sent && exactly_once {
             self.finish(index);
             return false;

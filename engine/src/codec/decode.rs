@@ -62,7 +62,8 @@ fn properties<'a>(r: &mut Reader<'a>, version: Version, carrier: Carrier) -> Res
 }
 
 fn protocol(r: &mut Reader<'_>) -> Result<(Version, bool), Malformed> {
-    const UNSUPPORTED: Malformed = Malformed { reason: Reason::UNSUPPORTED_VERSION, what: "unsupported protocol version" };
+    const UNSUPPORTED: Malformed =
+        Malformed { reason: Reason::UNSUPPORTED_VERSION, what: "unsupported protocol version" };
     let name = r.binary()?;
     let level = r.u8()?;
     let version = match (name, level & 0x7f) {
@@ -241,11 +242,7 @@ fn unsubscribe<'a>(r: &mut Reader<'a>, version: Version) -> Result<Unsubscribe<'
     Ok(Unsubscribe { id, properties, filters })
 }
 
-fn ending<'a>(
-    r: &mut Reader<'a>,
-    version: Version,
-    carrier: Carrier,
-) -> Result<(Reason, Properties<'a>), Malformed> {
+fn ending<'a>(r: &mut Reader<'a>, version: Version, carrier: Carrier) -> Result<(Reason, Properties<'a>), Malformed> {
     if r.is_empty() || !version.is_v5() {
         return Ok((Reason::SUCCESS, Properties::default()));
     }

@@ -1,7 +1,7 @@
 //! [`Packet`] to bytes. The PUBLISH of the hot path is written by [`encode_publish_head`], straight into a connection's
 //! pending output.
 
-use super::packet::{AckKind, Connect, Packet, Publish, QoS, Version, Will};
+use super::packet::{Ack, AckKind, Connect, Packet, Publish, QoS, SubscribeFilter, Version, Will};
 use super::property::{EXPIRY, Properties, SUBSCRIPTION_ID, TOPIC_ALIAS, put_binary, put_varint};
 use super::reason::Reason;
 
@@ -20,24 +20,13 @@ pub fn encode(packet: &Packet<'_>, version: Version, out: &mut Vec<u8>) {
         }
         Packet::Publish(p) => return publish(p, version, out),
         Packet::Ack(p) => {
-            body.extend_from_slice(&p.id.to_be_bytes());
-            if version.is_v5() && (p.reason != Reason::SUCCESS || p.properties.is_some()) {
-                body.push(p.reason.0);
-                if let Some(props) = &p.properties {
-                    props.write(&mut body);
-                }
-            }
+            ack(p, version, &mut body);
             ack_first(p.kind)
         }
         Packet::Subscribe(p) => {
             body.extend_from_slice(&p.id.to_be_bytes());
             properties(&p.properties, version, &mut body);
-            for f in &p.filters {
-                put_binary(&mut body, f.filter.as_bytes());
-                let no_local = u8::from(f.no_local) << 2;
-                let as_published = u8::from(f.retain_as_published) << 3;
-                body.push(f.qos as u8 | no_local | as_published | f.retain_handling << 4);
-            }
+            p.filters.iter().for_each(|f| filter(f, &mut body));
             0x82
         }
         Packet::Suback(p) | Packet::Unsuback(p) => {
@@ -84,6 +73,23 @@ fn ending(reason: Reason, p: &Properties<'_>, version: Version, out: &mut Vec<u8
             p.write(out);
         }
     }
+}
+
+fn ack(p: &Ack<'_>, version: Version, out: &mut Vec<u8>) {
+    out.extend_from_slice(&p.id.to_be_bytes());
+    if version.is_v5() && (p.reason != Reason::SUCCESS || p.properties.is_some()) {
+        out.push(p.reason.0);
+        if let Some(props) = &p.properties {
+            props.write(out);
+        }
+    }
+}
+
+fn filter(f: &SubscribeFilter<'_>, out: &mut Vec<u8>) {
+    put_binary(out, f.filter.as_bytes());
+    let no_local = u8::from(f.no_local) << 2;
+    let as_published = u8::from(f.retain_as_published) << 3;
+    out.push(f.qos as u8 | no_local | as_published | f.retain_handling << 4);
 }
 
 fn connect(p: &Connect<'_>, out: &mut Vec<u8>) {

@@ -165,8 +165,14 @@ impl<'a> Section<'a> {
         let r = &mut self.reader;
         match id {
             SUBSCRIPTION_ID => r.varint().map(drop),
-            FORMAT | REQUEST_PROBLEM | REQUEST_RESPONSE | MAXIMUM_QOS | RETAIN_AVAILABLE | WILDCARD
-            | SUBSCRIPTION_ID_AVAILABLE | SHARED => r.u8().map(drop),
+            FORMAT
+            | REQUEST_PROBLEM
+            | REQUEST_RESPONSE
+            | MAXIMUM_QOS
+            | RETAIN_AVAILABLE
+            | WILDCARD
+            | SUBSCRIPTION_ID_AVAILABLE
+            | SHARED => r.u8().map(drop),
             SERVER_KEEP_ALIVE | RECEIVE_MAXIMUM | TOPIC_ALIAS_MAXIMUM | TOPIC_ALIAS => r.u16().map(drop),
             EXPIRY | SESSION_EXPIRY | WILL_DELAY | MAXIMUM_PACKET => r.u32().map(drop),
             USER => r.string().and_then(|_| r.string()).map(drop),

@@ -118,7 +118,11 @@ impl Lane {
         let connection = self.id_of(key);
         let shared = Arc::clone(&self.shared);
         let answer = Box::new(move |result| {
-            shared.post(connection.lane, connection.lane, LaneMessage::Checked { connection, result: Box::new(result) });
+            shared.post(
+                connection.lane,
+                connection.lane,
+                LaneMessage::Checked { connection, result: Box::new(result) },
+            );
         });
         if self.shared.workers.submit(job, answer).is_err() {
             return self.refuse_connect(key, Reason::SERVER_BUSY);

@@ -122,8 +122,7 @@ impl Lane {
                 self.todo.push_back(Todo::TooLarge { session, id: d.id });
             }
             Err(why) => {
-                let reason =
-                    if why == Undelivered::TooLarge { DropReason::TooLarge } else { DropReason::SlowReader };
+                let reason = if why == Undelivered::TooLarge { DropReason::TooLarge } else { DropReason::SlowReader };
                 let client_id = c.client_id.clone();
                 self.note_drop(&client_id, message.view.topic, d.qos, reason);
             }

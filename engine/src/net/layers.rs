@@ -27,7 +27,10 @@ impl Layers {
         let mut proxy = Vec::new();
         for text in &settings.proxy_from {
             let network = Network::parse(text).ok_or_else(|| {
-                NetError::Config(format!("listener {}: proxy_from: `{text}` is not a network like 10.0.0.0/8", settings.name))
+                NetError::Config(format!(
+                    "listener {}: proxy_from: `{text}` is not a network like 10.0.0.0/8",
+                    settings.name
+                ))
             })?;
             proxy.push(network);
         }

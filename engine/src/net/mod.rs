@@ -132,7 +132,10 @@ struct Layered {
 #[derive(Debug)]
 enum Step {
     /// Collecting the PROXY header.
-    Proxy { stream: Stream, seen: Vec<u8> },
+    Proxy {
+        stream: Stream,
+        seen: Vec<u8>,
+    },
     /// TLS, or plain bytes after a PROXY header.
     Bytes(Secured),
     Handshake(websocket::Handshake),

@@ -28,10 +28,10 @@ impl Callback for Check {
         let refuse = |status: StatusCode, text: &str| {
             let mut response = ErrorResponse::new(Some(text.to_owned()));
             *response.status_mut() = status;
-            Err(response)
+            response
         };
         if !self.path.is_empty() && request.uri().path() != &*self.path {
-            return refuse(StatusCode::NOT_FOUND, "no MQTT here");
+            return Err(refuse(StatusCode::NOT_FOUND, "no MQTT here"));
         }
         let offered: Vec<String> = request
             .headers()
@@ -46,7 +46,7 @@ impl Callback for Check {
         }
         let known = offered.iter().find(|p| matches!(p.as_str(), "mqtt" | "mqttv3.1"));
         let Some(value) = known.and_then(|p| HeaderValue::from_str(p).ok()) else {
-            return refuse(StatusCode::BAD_REQUEST, "sub-protocol mqtt is needed");
+            return Err(refuse(StatusCode::BAD_REQUEST, "sub-protocol mqtt is needed"));
         };
         response.headers_mut().insert("Sec-WebSocket-Protocol", value);
         Ok(response)

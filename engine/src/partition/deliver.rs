@@ -27,7 +27,7 @@ impl Partition {
                 out.push(Effect::Again { session });
                 return;
             }
-            let Some(due) = session.queue.next() else {
+            let Some(due) = session.queue.next_due() else {
                 if self.feed_replay(slot, &mut bytes, &mut count, out) {
                     continue;
                 }

@@ -66,32 +66,96 @@ pub struct Deliver {
 #[expect(missing_docs, reason = "the fields are named after what they hold")]
 pub enum Effect {
     /// The session is there for the connection: CONNACK.
-    Attached { connection: ConnectionId, session: SessionRef, present: bool },
+    Attached {
+        connection: ConnectionId,
+        session: SessionRef,
+        present: bool,
+    },
     /// The connection must end.
-    Close { connection: ConnectionId, reason: Reason },
+    Close {
+        connection: ConnectionId,
+        reason: Reason,
+    },
     Deliver(Deliver),
-    Pubrel { connection: ConnectionId, id: u16, reason: Reason },
-    Pubcomp { connection: ConnectionId, id: u16, reason: Reason },
+    Pubrel {
+        connection: ConnectionId,
+        id: u16,
+        reason: Reason,
+    },
+    Pubcomp {
+        connection: ConnectionId,
+        id: u16,
+        reason: Reason,
+    },
     /// The identifier of a QoS 2 publish is held: fan out under this origin.
-    Held { token: Token, origin: Origin },
+    Held {
+        token: Token,
+        origin: Origin,
+    },
     /// A part of the outcome of a publish.
-    Answer { token: Token, outcome: Outcome },
-    Subscribe { filter: Box<str>, subscriber: Subscriber },
-    Unsubscribe { filter: Box<str>, key: u64 },
-    GroupJoin { group: Box<str>, member: Member },
-    GroupLeave { group: Box<str>, session: SessionRef },
-    GroupOnline { group: Box<str>, session: SessionRef, online: bool, window: u32 },
-    GroupDone { place: GroupPlace, session: SessionRef },
-    GroupReturn { place: GroupPlace, session: SessionRef, sent: bool },
+    Answer {
+        token: Token,
+        outcome: Outcome,
+    },
+    Subscribe {
+        filter: Box<str>,
+        subscriber: Subscriber,
+    },
+    Unsubscribe {
+        filter: Box<str>,
+        key: u64,
+    },
+    GroupJoin {
+        group: Box<str>,
+        member: Member,
+    },
+    GroupLeave {
+        group: Box<str>,
+        session: SessionRef,
+    },
+    GroupOnline {
+        group: Box<str>,
+        session: SessionRef,
+        online: bool,
+        window: u32,
+    },
+    GroupDone {
+        place: GroupPlace,
+        session: SessionRef,
+    },
+    GroupReturn {
+        place: GroupPlace,
+        session: SessionRef,
+        sent: bool,
+    },
     /// A group's message for a member.
-    Dispatch { to: SessionRef, place: Option<GroupPlace>, message: Stored, qos: QoS, id: u32 },
+    Dispatch {
+        to: SessionRef,
+        place: Option<GroupPlace>,
+        message: Stored,
+        qos: QoS,
+        id: u32,
+    },
     /// A will, or what else the partition itself publishes.
-    Publish { message: Stored },
-    ForgetOrigin { uid: u64 },
+    Publish {
+        message: Stored,
+    },
+    ForgetOrigin {
+        uid: u64,
+    },
     /// There is more to send than one step may; step again with `Input::Resume`.
-    Again { session: SessionRef },
-    Dropped { client_id: Box<str>, topic: Box<str>, qos: QoS, reason: DropReason },
-    SessionExpired { client_id: Box<str> },
+    Again {
+        session: SessionRef,
+    },
+    Dropped {
+        client_id: Box<str>,
+        topic: Box<str>,
+        qos: QoS,
+        reason: DropReason,
+    },
+    SessionExpired {
+        client_id: Box<str>,
+    },
 }
 
 /// The effects of a step, reused from step to step.

@@ -89,13 +89,7 @@ impl Partition {
     }
 
     /// A message for a group: QoS 0 to the next member, others into the group's queue.
-    pub(super) fn group_publish(
-        &mut self,
-        slot: u32,
-        message: &Inbound<'_>,
-        outcome: &mut Outcome,
-        out: &mut Effects,
-    ) {
+    pub(super) fn group_publish(&mut self, slot: u32, message: &Inbound<'_>, outcome: &mut Outcome, out: &mut Effects) {
         let limits = std::sync::Arc::clone(&self.rules.limits);
         let Some(group) = self.groups.get_mut(slot as usize) else { return };
         if message.view.head.qos == QoS::AtMostOnce {

@@ -85,33 +85,102 @@ pub enum Input<'a> {
     /// A connection asks for its session.
     Attach(Box<Attach>),
     /// A connection has ended and everything that it had accepted is answered.
-    Detach { session: Option<SessionRef>, client_id: &'a str, connection: ConnectionId, ending: Ending },
+    Detach {
+        session: Option<SessionRef>,
+        client_id: &'a str,
+        connection: ConnectionId,
+        ending: Ending,
+    },
     /// A message for these targets of this partition.
-    Publish { message: &'a Inbound<'a>, targets: &'a [Target], token: Option<Token> },
+    Publish {
+        message: &'a Inbound<'a>,
+        targets: &'a [Target],
+        token: Option<Token>,
+    },
     /// A retained message whose topic hashes here.
-    Retain { message: &'a Inbound<'a>, token: Option<Token> },
+    Retain {
+        message: &'a Inbound<'a>,
+        token: Option<Token>,
+    },
     /// A QoS 2 PUBLISH of this session: hold its identifier.
-    Hold { session: SessionRef, id: u16, token: Token },
+    Hold {
+        session: SessionRef,
+        id: u16,
+        token: Token,
+    },
     /// PUBREL, or a refusal, releases it; `answer` says whether PUBCOMP is due.
-    Release { session: SessionRef, connection: ConnectionId, id: u16, answer: bool },
+    Release {
+        session: SessionRef,
+        connection: ConnectionId,
+        id: u16,
+        answer: bool,
+    },
     /// PUBACK, PUBREC or PUBCOMP of the subscriber.
-    Ack { session: SessionRef, connection: ConnectionId, kind: AckKind, id: u16, reason: Reason },
+    Ack {
+        session: SessionRef,
+        connection: ConnectionId,
+        kind: AckKind,
+        id: u16,
+        reason: Reason,
+    },
     /// The connection did not send this one, as it is too large for the client.
-    TooLarge { session: SessionRef, id: u16 },
-    Congested { session: SessionRef, congested: bool },
-    Resume { session: SessionRef },
+    TooLarge {
+        session: SessionRef,
+        id: u16,
+    },
+    Congested {
+        session: SessionRef,
+        congested: bool,
+    },
+    Resume {
+        session: SessionRef,
+    },
     /// Retained messages for a subscription; `last` ends one pending answer.
-    Replay { session: SessionRef, messages: Vec<Stored>, qos: QoS, ids: SubscriptionIds },
-    GroupJoin { group: &'a str, member: Member },
-    GroupLeave { group: &'a str, session: SessionRef },
-    GroupOnline { group: &'a str, session: SessionRef, online: bool, window: u32 },
-    GroupDone { place: GroupPlace, session: SessionRef },
-    GroupReturn { place: GroupPlace, session: SessionRef, sent: bool },
+    Replay {
+        session: SessionRef,
+        messages: Vec<Stored>,
+        qos: QoS,
+        ids: SubscriptionIds,
+    },
+    GroupJoin {
+        group: &'a str,
+        member: Member,
+    },
+    GroupLeave {
+        group: &'a str,
+        session: SessionRef,
+    },
+    GroupOnline {
+        group: &'a str,
+        session: SessionRef,
+        online: bool,
+        window: u32,
+    },
+    GroupDone {
+        place: GroupPlace,
+        session: SessionRef,
+    },
+    GroupReturn {
+        place: GroupPlace,
+        session: SessionRef,
+        sent: bool,
+    },
     /// A group's message for this session.
-    Dispatch { to: SessionRef, place: Option<GroupPlace>, message: Stored, qos: QoS, id: u32 },
-    ForgetOrigin { uid: u64 },
+    Dispatch {
+        to: SessionRef,
+        place: Option<GroupPlace>,
+        message: Stored,
+        qos: QoS,
+        id: u32,
+    },
+    ForgetOrigin {
+        uid: u64,
+    },
     /// End the session of a client, connected or not.
-    Kick { client_id: &'a str, reason: Reason },
+    Kick {
+        client_id: &'a str,
+        reason: Reason,
+    },
     /// Time has passed, or the log has moved.
     Tick,
 }
@@ -236,8 +305,8 @@ impl Partition {
 
     fn tick(&mut self, out: &mut Effects) {
         let safe = self.log.safe();
-        while let Some((_, effect)) = self.held_back.pop_front_if(|(at, _)| *at <= safe) {
-            out.push(effect);
+        while self.held_back.front().is_some_and(|(at, _)| *at <= safe) {
+            out.extend(self.held_back.pop_front().map(|(_, effect)| effect));
         }
         while let Some((slot, uid)) = self.timers.due(self.now_ms) {
             self.time_up(SessionRef { partition: self.number, slot, uid }, out);

@@ -228,7 +228,7 @@ impl Partition {
             if self.state.retained.get(view.topic).is_some() {
                 self.commit(true, Record::RetainedCleared { topic: view.topic });
             }
-        } else if self.retained_fits(message) {
+        } else if view.head.publisher == 0 || self.retained_fits(message) {
             let stored = message.store();
             self.commit(true, Record::RetainedSet { message: &stored });
         } else {
@@ -236,7 +236,9 @@ impl Partition {
             let (client_id, topic) = (Box::default(), view.topic.into());
             out.push(Effect::Dropped { client_id, topic, qos: view.head.qos, reason: DropReason::RetainedFull });
         }
-        self.account_retained(before);
+        if view.head.publisher != 0 {
+            self.account_retained(before); // what the broker says of itself ($SYS) does not count
+        }
         if let Some(token) = token {
             self.when_safe(Effect::Answer { token, outcome }, out);
         }

@@ -1,0 +1,320 @@
+//! The partition without sockets: a schedule of both peers' packets, crashes and delays against a simple reference.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::message::{Head, Message};
+use crate::session::{NEVER, Subscription};
+
+/// A log whose records become safe only when the test says so.
+#[derive(Debug, Default)]
+struct Slow {
+    last: Position,
+    safe: Arc<AtomicU64>,
+}
+
+impl Log for Slow {
+    fn append(&mut self, _record: &Record<'_>) -> Position {
+        self.last += 1;
+        self.last
+    }
+
+    fn safe(&self) -> Position {
+        self.safe.load(Ordering::Relaxed)
+    }
+}
+
+const ME: ConnectionId = ConnectionId { lane: 0, key: 1, generation: 1 };
+const OTHER: ConnectionId = ConnectionId { lane: 0, key: 2, generation: 2 };
+
+fn partition() -> Partition {
+    Partition::new(3, Rules::default(), Box::<crate::log::Memory>::default())
+}
+
+fn attach(connection: ConnectionId, clean: bool, expiry_s: u32, window: u16) -> Input<'static> {
+    Input::Attach(Box::new(Attach {
+        connection,
+        client_id: "c".into(),
+        clean,
+        expiry_s,
+        receive_maximum: window,
+        will: None,
+        rules: crate::access::Rules::default(),
+    }))
+}
+
+fn step(p: &mut Partition, input: Input<'_>) -> Effects {
+    let mut out = Effects::new();
+    p.step(5_000, input, &mut out);
+    out
+}
+
+fn attached(effects: &[Effect]) -> (SessionRef, bool) {
+    effects
+        .iter()
+        .find_map(|e| match e {
+            Effect::Attached { session, present, .. } => Some((*session, *present)),
+            _ => None,
+        })
+        .unwrap()
+}
+
+fn target(session: SessionRef, qos: QoS) -> Target {
+    let m = Match { qos, no_local: false, retain_as_published: false, id: 0 };
+    Target { partition: 3, slot: session.slot, group: false, matches: smallvec::smallvec![m] }
+}
+
+fn publish(p: &mut Partition, session: SessionRef, qos: QoS, body: u64, origin: crate::message::Origin) -> Effects {
+    let head = Head { qos, origin, publisher: 99, ..Head::default() };
+    let payload = body.to_be_bytes();
+    let inbound = Inbound::new(Message { head, topic: "t", props: &[], payload: &payload });
+    let token = Some(Token { connection: OTHER, number: body });
+    step(p, Input::Publish { message: &inbound, targets: &[target(session, QoS::ExactlyOnce)], token })
+}
+
+/// Takeover: the new connection is attached only after the old one has confirmed its end; two claims at once leave the
+/// last one [MQTT-3.1.4-3].
+#[test]
+fn takeover_waits_for_the_old_connection() {
+    let mut p = partition();
+    let (session, present) = attached(&step(&mut p, attach(ME, false, 60, 10)));
+    assert!(!present);
+    let effects = step(&mut p, attach(OTHER, false, 60, 10));
+    assert!(matches!(effects[..], [Effect::Close { connection: ME, reason: Reason::TAKEN_OVER }]));
+    let third = ConnectionId { lane: 0, key: 3, generation: 3 };
+    let effects = step(&mut p, attach(third, false, 60, 10));
+    assert!(effects.iter().any(|e| matches!(e, Effect::Close { connection: OTHER, .. })));
+    let ending = Ending { will: true, expiry_s: None };
+    step(&mut p, Input::Detach { session: None, client_id: "c", connection: OTHER, ending });
+    let effects = step(&mut p, Input::Detach { session: Some(session), client_id: "c", connection: ME, ending });
+    assert_eq!(attached(&effects), (session, true));
+}
+
+/// Nothing that depends on a record is said before the record is safe: answer, QoS 2 delivery, PUBREL, PUBCOMP, CONNACK.
+#[test]
+fn effects_wait_until_records_are_safe() {
+    let safe = Arc::new(AtomicU64::new(0));
+    let log = Slow { last: 0, safe: Arc::clone(&safe) };
+    let mut p = Partition::new(3, Rules::default(), Box::new(log));
+    let all = |p: &mut Partition| {
+        safe.store(u64::MAX, Ordering::Relaxed);
+        let effects = step(p, Input::Tick);
+        safe.store(0, Ordering::Relaxed);
+        effects
+    };
+    assert!(step(&mut p, attach(ME, false, 60, 10)).is_empty());
+    let (session, _) = attached(&all(&mut p));
+    assert!(publish(&mut p, session, QoS::ExactlyOnce, 1, Default::default()).is_empty());
+    let effects = all(&mut p);
+    let id = effects.iter().find_map(|e| if let Effect::Deliver(d) = e { Some(d.id) } else { None }).unwrap();
+    assert!(effects.iter().any(|e| matches!(e, Effect::Answer { .. })));
+    let ack = |kind| Input::Ack { session, connection: ME, kind, id, reason: Reason::SUCCESS };
+    assert!(step(&mut p, ack(AckKind::Pubrec)).is_empty());
+    assert!(matches!(all(&mut p)[..], [Effect::Pubrel { .. }]));
+    let token = Token { connection: ME, number: 0 };
+    assert!(step(&mut p, Input::Hold { session, id: 9, token }).is_empty());
+    assert!(matches!(all(&mut p)[..], [Effect::Held { .. }]));
+    assert!(step(&mut p, Input::Release { session, connection: ME, id: 9, answer: true }).is_empty());
+    assert!(matches!(all(&mut p)[..], [Effect::Pubcomp { .. }]));
+}
+
+/// A message with an origin is taken once, however often it is fanned out.
+#[test]
+fn origins_are_taken_once() {
+    let mut p = partition();
+    let (session, _) = attached(&step(&mut p, attach(ME, false, 60, 10)));
+    let origin = crate::message::Origin { uid: 7, n: 1, answered: 0 };
+    let delivered = |effects: &Effects| effects.iter().filter(|e| matches!(e, Effect::Deliver(_))).count();
+    assert_eq!(delivered(&publish(&mut p, session, QoS::ExactlyOnce, 1, origin)), 1);
+    let again = publish(&mut p, session, QoS::ExactlyOnce, 1, origin);
+    assert_eq!(delivered(&again), 0);
+    assert!(again.iter().any(|e| matches!(e, Effect::Answer { outcome, .. } if outcome.accepted == 1)));
+    step(&mut p, Input::ForgetOrigin { uid: 7 });
+    assert_eq!(delivered(&publish(&mut p, session, QoS::ExactlyOnce, 1, origin)), 1);
+}
+
+/// Bounds of the queue and the three policies, each drop named.
+#[test]
+fn full_queues() {
+    for (policy, kept, code) in
+        [("drop_newest", [0, 1], (1, 0)), ("drop_oldest", [2, 3], (1, 0)), ("reject", [0, 1], (0, 1))]
+    {
+        let queue_policy = serde_json::from_value(serde_json::json!(policy)).unwrap();
+        let limits = Limits { queue_messages_max: 2, queue_policy, ..Limits::default() };
+        let rules = Rules { limits: Arc::new(limits), ..Rules::default() };
+        let mut p = Partition::new(3, rules, Box::<crate::log::Memory>::default());
+        let (session, _) = attached(&step(&mut p, attach(ME, false, NEVER, 10)));
+        let ending = Ending::default();
+        step(&mut p, Input::Detach { session: Some(session), client_id: "c", connection: ME, ending });
+        let mut last = Effects::new();
+        for i in 0..4 {
+            last = publish(&mut p, session, QoS::AtLeastOnce, i, Default::default());
+        }
+        assert!(last.iter().any(|e| matches!(e, Effect::Dropped { reason: DropReason::QueueFull, .. })), "{policy}");
+        let outcome =
+            last.iter().find_map(|e| if let Effect::Answer { outcome, .. } = e { Some(*outcome) } else { None });
+        assert_eq!(outcome.map(|o| (o.accepted, o.rejected)), Some(code), "{policy}");
+        let effects = step(&mut p, attach(ME, false, NEVER, 10));
+        let bodies: Vec<u64> = effects.iter().filter_map(body_of).collect();
+        assert_eq!(bodies, kept, "{policy}");
+    }
+}
+
+fn body_of(effect: &Effect) -> Option<u64> {
+    match effect {
+        Effect::Deliver(Deliver { body: Body::Stored(m), .. }) => {
+            Some(u64::from_be_bytes(m.view().payload.try_into().unwrap()))
+        }
+        _ => None,
+    }
+}
+
+/// Subscriptions are bounded, replaced, and taken from the tree when the session ends.
+#[test]
+fn subscriptions_leave_with_their_session() {
+    let limits = Limits { subscriptions_max: 2, ..Limits::default() };
+    let rules = Rules { limits: Arc::new(limits), ..Rules::default() };
+    let mut p = Partition::new(3, rules, Box::<crate::log::Memory>::default());
+    let (session, _) = attached(&step(&mut p, attach(ME, false, 0, 10)));
+    let mut out = Effects::new();
+    let subscription = Subscription { qos: QoS::AtLeastOnce, ..Subscription::default() };
+    let codes: Vec<(u8, bool)> = ["a", "b", "a", "c"]
+        .iter()
+        .map(|filter| p.subscribe(5_000, session, &Ask { filter, subscription }, &mut out))
+        .map(|g| (g.code, g.existed))
+        .collect();
+    assert_eq!(codes, [(1, false), (1, false), (1, true), (0x97, false)]);
+    let ending = Ending::default();
+    let effects = step(&mut p, Input::Detach { session: Some(session), client_id: "c", connection: ME, ending });
+    assert_eq!(effects.iter().filter(|e| matches!(e, Effect::Unsubscribe { .. })).count(), 2);
+    assert!(p.state().is_empty());
+}
+
+/// What a subscriber that follows the protocol has seen, and what the broker still owes it.
+#[derive(Default)]
+struct Subscriber2 {
+    online: bool,
+    generation: u32,
+    /// QoS 2 identifiers received and not released: a repeat is not new.
+    received: std::collections::BTreeSet<u16>,
+    /// Packets on their way to it.
+    inbox: VecDeque<(u16, QoS, bool, u64)>,
+    releases: VecDeque<u16>,
+    seen: Vec<u64>,
+}
+
+#[derive(Debug, Clone)]
+enum Act {
+    Publish(bool),
+    Take,
+    Ack,
+    Release,
+    Cut,
+    Return,
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let act = prop_oneof![
+        4 => any::<bool>().prop_map(Act::Publish),
+        4 => Just(Act::Take),
+        3 => Just(Act::Ack),
+        3 => Just(Act::Release),
+        1 => Just(Act::Cut),
+        2 => Just(Act::Return),
+    ];
+    prop::collection::vec(act, 1..120)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+    /// Any schedule of publishes, deliveries, acknowledgements, lost connections and returns: QoS 2 arrives exactly
+    /// once and in order, QoS 1 at least once and first in order, never more open than the window allows.
+    #[test]
+    fn exactly_once_through_any_schedule(acts in acts(), window in 1u16..4) {
+        let mut p = partition();
+        let mut s = Subscriber2::default();
+        let mut unacked: VecDeque<(u16, QoS)> = VecDeque::new();
+        let (mut sent, mut next) = (Vec::new(), 0u64);
+        let me = |g: u32| ConnectionId { lane: 0, key: 1, generation: g };
+        let (session, _) = attached(&step(&mut p, attach(me(0), false, NEVER, window)));
+        s.online = true;
+        let mut all = acts.clone();
+        // afterwards everything is finished
+        all.push(Act::Return);
+        all.extend(std::iter::repeat_n([Act::Take, Act::Ack, Act::Release], 400).flatten());
+        for act in all {
+            let connection = me(s.generation);
+            let mut effects = Effects::new();
+            let mut current = None;
+            match act {
+                Act::Publish(twice) => {
+                    let qos = if twice { QoS::ExactlyOnce } else { QoS::AtLeastOnce };
+                    sent.push((next, qos));
+                    current = Some(next);
+                    effects = publish(&mut p, session, qos, next, Default::default());
+                    next += 1;
+                }
+                Act::Take if s.online => if let Some((id, qos, _dup, body)) = s.inbox.pop_front() {
+                    if qos != QoS::ExactlyOnce || s.received.insert(id) {
+                        s.seen.push(body);
+                    }
+                    unacked.push_back((id, qos));
+                },
+                Act::Ack if s.online => if let Some((id, qos)) = unacked.pop_front() {
+                    let kind = if qos == QoS::ExactlyOnce { AckKind::Pubrec } else { AckKind::Puback };
+                    effects = step(&mut p, Input::Ack { session, connection, kind, id, reason: Reason::SUCCESS });
+                },
+                Act::Release if s.online => if let Some(id) = s.releases.pop_front() {
+                    s.received.remove(&id);
+                    let kind = AckKind::Pubcomp;
+                    effects = step(&mut p, Input::Ack { session, connection, kind, id, reason: Reason::SUCCESS });
+                },
+                Act::Cut if s.online => {
+                    s.online = false;
+                    s.inbox.clear();
+                    s.releases.clear();
+                    unacked.clear();
+                    let ending = Ending { will: true, expiry_s: None };
+                    step(&mut p, Input::Detach { session: Some(session), client_id: "c", connection, ending });
+                }
+                Act::Return if !s.online => {
+                    s.online = true;
+                    s.generation += 1;
+                    effects = step(&mut p, attach(me(s.generation), false, NEVER, window));
+                }
+                _ => {}
+            }
+            for effect in effects {
+                match effect {
+                    Effect::Deliver(d) => {
+                        let body = match &d.body {
+                            Body::Current => current.unwrap(),
+                            Body::Stored(m) => u64::from_be_bytes(m.view().payload.try_into().unwrap()),
+                        };
+                        s.inbox.push_back((d.id, d.qos, d.dup, body));
+                    }
+                    Effect::Pubrel { id, .. } => s.releases.push_back(id),
+                    _ => {}
+                }
+            }
+            let open = p.session(session).unwrap().queue.open();
+            prop_assert!(open <= u32::from(window), "{open} open");
+        }
+        for (body, qos) in &sent {
+            let n = s.seen.iter().filter(|b| *b == body).count();
+            prop_assert!(n >= 1, "lost {body}: {:?}", s.seen);
+            prop_assert!(*qos != QoS::ExactlyOnce || n == 1, "doubled {body}");
+        }
+        let mut firsts = Vec::new();
+        for body in &s.seen {
+            if !firsts.contains(body) {
+                firsts.push(*body);
+            }
+        }
+        prop_assert!(firsts.is_sorted(), "{:?}", firsts);
+        prop_assert!(p.session(session).unwrap().queue.is_empty());
+    }
+}

@@ -35,7 +35,9 @@ pub enum Order {
         #[serde(default)]
         drop_will: bool,
     },
-    Advance { ms: u64 },
+    Advance {
+        ms: u64,
+    },
     Refuse {
         what: String,
         #[serde(rename = "match")]
@@ -50,8 +52,12 @@ pub enum Order {
         ms: u64,
     },
     ClearFaults,
-    Reload { settings: Box<Settings> },
-    Stats { id: u64 },
+    Reload {
+        settings: Box<Settings>,
+    },
+    Stats {
+        id: u64,
+    },
     Drops {
         id: u64,
         #[serde(default)]
@@ -66,7 +72,9 @@ pub enum Order {
     Wake,
     /// Inside: a configuration that was read without error.
     #[serde(skip)]
-    Apply { config: Arc<Config> },
+    Apply {
+        config: Arc<Config>,
+    },
     /// Inside: end now.
     #[serde(skip)]
     End,
