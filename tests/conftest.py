@@ -17,7 +17,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from wire import Client  # noqa: E402
+from wire import Client
 
 START_S = 20
 

@@ -174,7 +174,8 @@ class Client:
         self, address: tuple[str, int] | str, version: int = 5, client_id: str | None = None, *, clean: bool = True,
         keep_alive: int = 60, will: dict[str, Any] | None = None, username: str | None = None,
         password: str | bytes | None = None, connect: bool = True, expect: int | None = 0,
-        tls: ssl.SSLContext | None = None, before: bytes = b"", source: str | None = None, made: list[Client] | None = None, **props: Any,
+        tls: ssl.SSLContext | None = None, before: bytes = b"", source: str | None = None,
+        made: list[Client] | None = None, **props: Any,
     ) -> None:  # fmt: skip
         self.version, self.buffer, self.ids = version, b"", itertools.count(1)
         self.stash: list[Packet] = []
@@ -191,7 +192,8 @@ class Client:
         if before:
             self.socket.sendall(before)
         if tls is not None:
-            self.socket = tls.wrap_socket(self.socket, server_hostname="localhost")
+            self.socket = tls.wrap_socket(self.socket, server_hostname="localhost", do_handshake_on_connect=False)
+            self.socket.do_handshake()
         self.connack: Packet | None = None
         if connect:
             self.send(self.connect_bytes(clean, keep_alive, will, username, password, **props))
@@ -303,16 +305,14 @@ class Client:
     # ---- exchanges
 
     def subscribe(self, *filters: str | tuple[str, int], **props: Any) -> Packet:
-        """Subscribe; a filter alone means QoS 2. Messages that come before the SUBACK are an error here."""
+        """Subscribe; a filter alone means QoS 2. Messages that come before the SUBACK are kept."""
         number = next(self.ids)
         body = struct.pack(">H", number) + (properties(**props) if self.version == 5 else b"")
         for item in filters:
             name, options = (item, 2) if isinstance(item, str) else item
             body += text(name) + bytes([options])
         self.send(packet(0x82, body))
-        ack = self.want(SUBACK)
-        assert ack.id == number
-        return ack
+        return self.pick(SUBACK, number)
 
     def unsubscribe(self, *filters: str) -> Packet:
         number = next(self.ids)

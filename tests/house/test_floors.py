@@ -1,4 +1,4 @@
-"""The house: imports only go down, no cycles, small files and functions, no clock or I/O in policies. No build needed."""
+"""The house: imports only go down, no cycles, small files and functions. No build needed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_python_imports_go_down(path: Path) -> None:
     if name in ("__init__", "__main__"):
         return
     for other in imports(path) - {"_engine"}:
-        assert floor_of(other, PYTHON_FLOORS) <= floor_of(name, PYTHON_FLOORS), f"{path} imports {other}, which is above"
+        assert floor_of(other, PYTHON_FLOORS) <= floor_of(name, PYTHON_FLOORS), f"{path} imports {other}"
 
 
 def test_only_the_door_imports_the_native_module() -> None:
@@ -89,6 +89,8 @@ def test_python_functions_are_small(path: Path) -> None:
 
 @pytest.mark.parametrize("path", RUST, ids=lambda p: str(p.relative_to(ROOT)))
 def test_rust_functions_are_small(path: Path) -> None:
+    if path.name.endswith("tests.rs"):
+        return
     lines = path.read_text().splitlines()
     for start, line in enumerate(lines):
         if found := re.match(r"(\s*)(?:pub(?:\([a-z]+\))? )?(?:const )?fn (\w+)", line):

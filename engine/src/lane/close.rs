@@ -67,6 +67,9 @@ impl Lane {
         if matches!(was, Stage::Open | Stage::Attaching) {
             self.shared.count_connection(c.listener, false);
         }
+        if matches!(was, Stage::Opening | Stage::Checking) {
+            self.shared.events.socket_closed(&c.transport.address().to_string(), text);
+        }
         if was == Stage::Open {
             let (id, address) = (c.client_id.clone(), c.transport.address().to_string());
             self.shared.events.disconnected(&id, &address, text, code, by);

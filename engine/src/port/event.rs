@@ -108,6 +108,10 @@ impl Events {
         }));
     }
 
+    pub(crate) fn socket_closed(&self, address: &str, text: &str) {
+        self.push(json!({"event": "socket_closed", "address": address, "reason": text}));
+    }
+
     pub(crate) fn expired(&self, client_id: &str) {
         self.push(json!({"event": "expired", "client_id": client_id}));
     }

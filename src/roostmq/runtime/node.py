@@ -172,6 +172,8 @@ class Node:
                 self.log.error("a lane has failed and was restarted", **event.fields)
             case "suppressed":
                 self.log.warning("events were suppressed", **event.fields)
+            case "socket_closed":
+                self.log.debug("socket closed before CONNECT", **event.fields)
             case "expired":
                 self.log.debug("session expired", **event.fields)
             case _:

@@ -1,0 +1,119 @@
+"""Bounds: what is refused says so, what is dropped is counted, and nobody else is disturbed."""
+
+import json
+import time
+import urllib.request
+
+import pytest
+from wire import CONNACK, Client, unique
+
+
+def test_connections(make_broker):
+    broker = make_broker("[listeners.tcp]\nport = 0\n[limits]\nconnections_max = 2\n")
+    one = broker.client()
+    broker.client(4)
+    assert broker.client(expect=None).want(CONNACK).code == 0x97
+    assert broker.client(4, expect=None).want(CONNACK).code == 3
+    one.disconnect()
+    time.sleep(0.3)
+    broker.client().ping()
+
+
+def test_connections_of_a_listener(make_broker):
+    broker = make_broker("[listeners.tcp]\nport = 0\nconnections_max = 1\n[listeners.two]\nport = 0\n")
+    broker.client()
+    assert broker.client(expect=None).want(CONNACK).code == 0x97
+    with Client(broker.address("mqtt", 1)) as other:
+        other.ping()
+
+
+def test_connections_of_an_address(make_broker):
+    broker = make_broker("[listeners.tcp]\nport = 0\n[limits]\nconnections_per_address_max = 2\n")
+    broker.client()
+    broker.client()
+    broker.client(connect=False).closed()
+    with Client(broker.address(), source="127.0.0.2") as other:
+        other.ping()
+
+
+@pytest.mark.parametrize("version", [4, 5])
+def test_topics(broker, version):
+    """Deeper than 200 levels: refused."""
+    c = broker.client(version)
+    assert c.subscribe("/" * 200).codes == [0x8F if version == 5 else 0x80]
+    c.publish("/" * 200, "x")
+    c.refused(0x90)
+    broker.client(version).deliver("/" * 199, "x", 1)
+
+
+def test_subscriptions(make_broker):
+    broker = make_broker("[listeners.tcp]\nport = 0\n[limits]\nsubscriptions_max = 2\n")
+    c = broker.client()
+    assert c.subscribe("a", "b", "c", "a").codes == [2, 2, 0x97, 2]
+
+
+@pytest.mark.parametrize(("policy", "kept"), [("drop_newest", "01"), ("drop_oldest", "34"), ("reject", "01")])
+def test_queues(make_broker, policy, kept):
+    """Full: by policy, and never silent."""
+    broker = make_broker(
+        f'[listeners.tcp]\nport = 0\n[limits]\nqueue_messages_max = 2\nqueue_policy = "{policy}"\n', "--admin-port=0"
+    )
+    topic, p = unique(), broker.client()
+    c = broker.client(session_expiry=60)
+    c.subscribe((topic, 1))
+    c.disconnect()
+    time.sleep(0.2)
+    codes = [p.deliver(topic, f"{i}", 1).code for i in range(5)]
+    assert codes == ([0, 0, 0x97, 0x97, 0x97] if policy == "reject" else [0] * 5)
+    c = broker.client(5, c.id, clean=False)
+    assert "".join(c.message().payload.decode() for _ in range(2)) == kept
+    c.quiet()
+    host, port = broker.address("http")
+    text = until_served(f"http://{host}:{port}/metrics").decode()
+    assert 'roostmq_dropped_messages_total{reason="queue_full"} 3.0' in text
+
+
+def until_served(url):
+    """The web stack is imported after the broker serves."""
+    until = time.monotonic() + 15
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                return answer.read()
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.05)
+
+
+def test_reject_counts_only_when_nobody_took_it(make_broker):
+    """One full queue must not make a publisher repeat to a thousand others."""
+    broker = make_broker('[listeners.tcp]\nport = 0\n[limits]\nqueue_messages_max = 1\nqueue_policy = "reject"\n')
+    topic, p, here = unique(), broker.client(), broker.client()
+    c = broker.client(session_expiry=60)
+    for client in (c, here):
+        client.subscribe((topic, 1))
+    c.disconnect()
+    time.sleep(0.2)
+    for i in range(3):
+        assert p.deliver(topic, f"{i}", 1).code == 0
+        here.message(topic, f"{i}")
+
+
+def test_a_slow_reader_harms_nobody(make_broker):
+    """QoS 0 towards a client that does not read is dropped and counted; others get everything."""
+    broker = make_broker("[listeners.tcp]\nport = 0\n[limits]\npending_output_bytes_max = 100000\n", "--admin-port=0")
+    topic, p = unique(), broker.client()
+    slow, quick = broker.client(), broker.client()
+    slow.subscribe((topic, 0))
+    quick.subscribe((topic, 0))
+    body = b"z" * 60_000
+    for i in range(300):
+        p.publish(topic, body)
+        quick.message(topic, body)
+        if i % 50 == 0:
+            p.ping()
+    host, port = broker.address("http")
+    info = json.loads(until_served(f"http://{host}:{port}/api/v1/info"))
+    assert info["counters"]["dropped_slow_reader"] > 50
+    p.ping()
