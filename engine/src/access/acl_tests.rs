@@ -210,8 +210,8 @@ fn filter() -> impl Strategy<Value = String> {
     })
 }
 
-/// All names of up to four levels over an alphabet with one word (`c`) that no filter above has. The
-/// empty one is among them: no message bears it, but `/#` and `+` meet there.
+/// All names of up to four levels over an alphabet with one word (`c`) that no filter above has. The empty one is
+/// among them: no message bears it, but `/#` and `+` meet there.
 fn names() -> Vec<String> {
     let levels = ["a", "b", "$x", "c", ""];
     let (mut all, mut last): (Vec<String>, Vec<String>) = (Vec::new(), levels.map(str::to_owned).to_vec());

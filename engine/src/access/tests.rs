@@ -81,6 +81,26 @@ fn passwords_and_anonymous() {
     }
 }
 
+/// An empty password opens nothing, not even where somebody hashed one (as mosquitto has it).
+#[test]
+fn empty_passwords() {
+    let hash =
+        "$6$MDEyMzQ1Njc4OWFi$D1Wmwbo//Ju+TOxH6D+S+wXsEYYnYfPIcZXq2z8FSWAnek/S+F/spLYb2grR5FPUl7wZyHna669O5GZ4DjHmyw==";
+    assert_eq!(check_password(b"", hash), Ok(true));
+    let access = access(Some(&format!("empty:{hash}")), None, false, true);
+    for password in [None, Some("")] {
+        assert_eq!(answer(&access, &login(Some("empty"), password)).unwrap_err(), Refusal::BadCredentials);
+    }
+}
+
+/// A file without end is not read to its end.
+#[cfg(unix)]
+#[test]
+fn endless_files() {
+    let settings = AccessSettings { password_file: Some("/dev/zero".to_owned()), ..Default::default() };
+    assert!(Access::load(&settings).unwrap_err().0.contains("larger than"));
+}
+
 /// Without password file and tokens, `allow_anonymous` lets in any name, and its absence nobody.
 #[test]
 fn nothing_configured() {
