@@ -1,8 +1,13 @@
 """The native module; texts are JSON as in docs/formats/door.md."""
 
+from typing import final
+
+__all__ = ["Engine", "EngineError", "check_password", "hash_password", "version"]
+
 class EngineError(RuntimeError):
     """The engine refuses; the text says what, where, and what to do."""
 
+@final
 class Engine:
     """A running engine."""
 
