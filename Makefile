@@ -6,7 +6,7 @@ JOBS ?= 4
 export CARGO_TERM_COLOR ?= never
 RUST_SOURCES := $(shell find engine binding -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock
 
-.PHONY: run test check build test-rust test-python hostile coverage wheel clean
+.PHONY: run test check build test-rust test-python hostile fuzz coverage wheel clean
 
 run: build
 	.venv/bin/roost run
@@ -42,7 +42,11 @@ test-rust:
 test-python: build
 	$(PY) -m pytest -n $(JOBS) --dist loadgroup tests
 
+fuzz:
+	ROOST_FUZZ_SECONDS=600 cargo test --release -p roostmq-engine --test fuzz
+
 coverage: build
+	@command -v cargo-llvm-cov >/dev/null && cargo llvm-cov --workspace || echo "coverage of Rust: cargo install cargo-llvm-cov"
 	$(PY) -m pytest -n $(JOBS) --dist loadgroup --cov=roostmq --cov-report=term tests
 
 hostile: build

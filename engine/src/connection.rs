@@ -190,6 +190,8 @@ pub struct Connection {
     aliases_out: Option<Box<AliasesOut>>,
     /// Client id, as soon as it is known.
     pub client_id: Arc<str>,
+    /// Username, for events and for new access rules.
+    pub username: Option<Arc<str>>,
     /// Rarely used things.
     pub rare: Option<Box<Rare>>,
 }
@@ -203,8 +205,6 @@ pub struct Rare {
     pub assigned: bool,
     /// Answer of a delayed refusal.
     pub refusal: Option<Reason>,
-    /// Username, for events.
-    pub username: Option<Arc<str>>,
     /// Unix time at which the credentials end.
     pub expires_at_s: Option<u64>,
     /// Output is held back until then, for tests.
@@ -243,6 +243,7 @@ impl Connection {
             aliases_in: None,
             aliases_out: None,
             client_id: Arc::from(""),
+            username: None,
             rare: None,
         }
     }

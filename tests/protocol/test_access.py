@@ -84,6 +84,12 @@ def test_reload_by_sighup(guarded, tmp_path):
         time.sleep(0.05)
     guarded.client(username="bob", password="late").ping()
     here.ping()
+    assert here.subscribe("later/#").codes == [0x87]
+    (tmp_path / "acl").write_text(ACL + "user ann\ntopic read later/#\n")
+    guarded.process.send_signal(1)
+    while sum("reloaded" in line for line in guarded.log) < 2 and time.monotonic() < until:
+        time.sleep(0.05)
+    assert here.subscribe("later/#").codes == [2]
     (tmp_path / "passwords").write_text("broken")
     guarded.process.send_signal(1)
     while not any("reload failed" in line for line in guarded.log) and time.monotonic() < until:

@@ -174,8 +174,8 @@ impl Lane {
     fn granted(&mut self, key: usize, grant: Grant) {
         let Some(c) = self.connections.get_mut(key) else { return };
         c.rules = grant.rules;
+        c.username = grant.username;
         let rare = c.rare.get_or_insert_default();
-        rare.username = grant.username;
         rare.expires_at_s = grant.expires_at_s;
         c.stage = Stage::Attaching;
         self.shared.count_connection(c.listener, true);
@@ -260,10 +260,10 @@ impl Lane {
         c.allow_aliases(aliases.min(config.settings.mqtt.outbound_alias_max));
         let listener = c.listener;
         let rare = c.rare.get_or_insert_default();
-        let (assigned, username) = (rare.assigned, rare.username.clone());
+        let assigned = rare.assigned;
         let timed = rare.expires_at_s.is_some();
         let keep_rare = timed || !rare.mount_point.is_empty();
-        let id = c.client_id.clone();
+        let (id, username) = (c.client_id.clone(), c.username.clone());
         let information = connect.properties.request_response == Some(true);
         let information = information.then(|| config.settings.mqtt.response_information.replace("%c", &id));
         let mut properties = Properties::default();

@@ -101,7 +101,23 @@ impl Lane {
         for partition in self.partitions.iter_mut().flatten() {
             partition.set_rules(rules.clone());
         }
+        let keys: Vec<usize> = self.connections.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            self.renew_rights(key);
+        }
         self.tree.touch();
+    }
+
+    /// A connected client has the rights of the new rules from now on.
+    fn renew_rights(&mut self, key: usize) {
+        let Some(c) = self.connections.get_mut(key).filter(|c| c.stage == Stage::Open) else { return };
+        let listener = self.config.settings.listeners.get(usize::from(c.listener));
+        let Some(access) = listener.and_then(|l| self.config.access.get(l.access)) else { return };
+        c.rules = access.renew(&c.rules, c.username.as_deref(), &c.client_id);
+        let (session, rules) = (c.session, c.rules.clone());
+        if let Some(partition) = self.partition(session.partition) {
+            partition.set_rights(session, rules);
+        }
     }
 
     /// No new connections; the others are told why they end [MQTT 5.0, 3.14.2.1].

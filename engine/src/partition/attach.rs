@@ -191,6 +191,13 @@ impl Partition {
         self.commit(durable, Record::SessionEnded { slot });
     }
 
+    /// The client of a session may do other things from now on.
+    pub fn set_rights(&mut self, session: SessionRef, rules: crate::access::Rules) {
+        if let Some(s) = self.session_mut(session) {
+            s.rules = rules;
+        }
+    }
+
     /// An operator ends a connection.
     pub(super) fn kick(&mut self, client_id: &str, reason: Reason, out: &mut Effects) {
         let session = self.state.find(client_id).and_then(|slot| self.state.session(slot));
