@@ -12,9 +12,9 @@ use serde::Deserialize;
 pub struct Limits {
     /// Largest packet accepted (0x95, closes), announced as Maximum Packet Size.
     pub packet_bytes_max: u32,
-    /// Levels in a topic or filter (0x90 / SUBACK 0x8F).
+    /// Levels in a topic or filter (0x81, closes).
     pub topic_levels_max: usize,
-    /// Length of a topic or filter (0x90 / SUBACK 0x8F).
+    /// Length of a topic or filter (0x81, closes).
     pub topic_bytes_max: usize,
     /// Subscriptions of one session (SUBACK 0x97).
     pub subscriptions_max: usize,
@@ -64,7 +64,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             packet_bytes_max: 1024 * 1024,
-            topic_levels_max: 200,
+            topic_levels_max: 201,
             topic_bytes_max: 65_535,
             subscriptions_max: 10_000,
             queue_messages_max: 10_000,

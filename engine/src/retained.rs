@@ -140,12 +140,12 @@ impl Retained {
     }
 
     fn all_below(&self, reached: &[usize], first: bool, out: &mut Vec<Stored>) {
-        let mut stack = reached.to_vec();
-        while let Some(at) = stack.pop() {
+        let mut queue: std::collections::VecDeque<usize> = reached.iter().copied().collect();
+        while let Some(at) = queue.pop_front() {
             let Some(node) = self.nodes.get(at) else { continue };
             out.extend(node.value.clone());
             let hide = first && at == self.root;
-            stack.extend(node.children.iter().filter(|(l, _)| !(hide && l.starts_with('$'))).map(|c| *c.1));
+            queue.extend(node.children.iter().filter(|(l, _)| !(hide && l.starts_with('$'))).map(|c| *c.1));
         }
     }
 }

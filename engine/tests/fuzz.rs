@@ -1,6 +1,8 @@
 //! Mutated packets of the corpus: the codec never panics, never reads past a packet, and says the same twice. A short run
 //! by default; `ROOST_FUZZ_SECONDS` makes it long. The seed is printed when something is found.
 
+#![allow(clippy::indexing_slicing, clippy::unwrap_used, missing_docs)]
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 

@@ -5,7 +5,7 @@ import time
 import urllib.request
 
 import pytest
-from wire import CONNACK, Client, unique
+from wire import CONNACK, Client, packet, text, unique
 
 
 def test_connections(make_broker):
@@ -38,12 +38,17 @@ def test_connections_of_an_address(make_broker):
 
 @pytest.mark.parametrize("version", [4, 5])
 def test_topics(broker, version):
-    """Deeper than 200 levels: refused."""
+    """Deeper than 201 levels: refused."""
     c = broker.client(version)
-    assert c.subscribe("/" * 200).codes == [0x8F if version == 5 else 0x80]
-    c.publish("/" * 200, "x")
-    c.refused(0x90)
-    broker.client(version).deliver("/" * 199, "x", 1)
+    c.publish("/" * 201, "x")
+    c.refused(0x81)
+    c = broker.client(version)
+    c.send(packet(0x82, b"\0\x01" + (b"\0" if version == 5 else b"") + text("/" * 201) + b"\0"))
+    c.refused(0x81)
+    c = broker.client(version)
+    assert c.subscribe(("/" * 200, 1)).codes == [1]
+    c.deliver("/" * 200, "x", 1)
+    c.message("/" * 200, "x")
 
 
 def test_subscriptions(make_broker):

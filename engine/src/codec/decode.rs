@@ -28,7 +28,9 @@ pub fn decode<'a>(buf: &'a [u8], frame: Frame, version: Version) -> Result<Packe
     if flags != expected && matches!(kind, 0 | 15) {
         return Err(Malformed::protocol("reserved packet type or flags"));
     }
-    if flags != expected && kind != 1 {
+    // 3.1 sends its acknowledgements again with DUP
+    let again = version == Version::V31 && flags == expected | 8;
+    if flags != expected && !again && kind != 1 {
         return Err(Malformed::packet("wrong flags in the fixed header"));
     }
     let packet = match kind {
@@ -159,7 +161,7 @@ fn publish<'a>(mut r: Reader<'a>, flags: u8, version: Version) -> Result<Publish
 
 fn identifier(r: &mut Reader<'_>) -> Result<u16, Malformed> {
     match r.u16()? {
-        0 => Err(Malformed::protocol("packet identifier 0")),
+        0 => Err(Malformed::packet("packet identifier 0")),
         id => Ok(id),
     }
 }

@@ -45,7 +45,7 @@ impl Lane {
         let Some(c) = self.connections.get_mut(key) else { return };
         let mount_point = settings.listeners.get(usize::from(c.listener)).map_or("", |l| &l.mount_point);
         c.client_id = if assigned {
-            format!("{}{}", settings.mqtt.assigned_id_prefix, crate::port::random_name()).into()
+            format!("{}{}", settings.mqtt.assigned_id_prefix, crate::port::random_uuid()).into()
         } else {
             connect.client_id.into()
         };

@@ -223,7 +223,7 @@ impl Lane {
         }
         let limits = &self.config.limits;
         if p.topic.len() > limits.topic_bytes_max || crate::topic::levels(p.topic) > limits.topic_levels_max {
-            return Err((Reason::TOPIC_INVALID, "topic too long or too deep"));
+            return Err((Reason::MALFORMED_PACKET, "topic too long or too deep"));
         }
         if p.qos == QoS::AtMostOnce || !c.version.is_v5() || c.receiving < limits.receive_maximum {
             return Ok(());

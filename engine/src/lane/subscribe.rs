@@ -48,7 +48,7 @@ impl Lane {
         let question = Question { lane: self.number, key: entry };
         for f in &packet.filters {
             if let Err((reason, text)) = self.check_filter(key, f) {
-                if reason == Reason::PROTOCOL_ERROR {
+                if matches!(reason, Reason::PROTOCOL_ERROR | Reason::MALFORMED_PACKET) {
                     return self.refuse(key, reason, text);
                 }
                 asked.codes.push(if v5 { reason.0 } else { 0x80 });
@@ -80,7 +80,7 @@ impl Lane {
             return Err((reason, "malformed topic filter"));
         }
         if f.filter.len() > limits.topic_bytes_max || topic::levels(inner) > limits.topic_levels_max {
-            return Err((Reason::FILTER_INVALID, "topic filter too long or too deep"));
+            return Err((Reason::MALFORMED_PACKET, "topic filter too long or too deep"));
         }
         if let Some(fault) = self.faults.iter_mut().find(|t| t.hits_subscribe(f.filter)) {
             return Err((fault.take(), "refused by a test"));

@@ -26,7 +26,7 @@ const OPENSSL_NAMES: [(&str, &str); 6] = [
 
 /// Reads everything that a TLS listener needs.
 pub(super) fn load(settings: &TlsSettings) -> Result<Arc<ServerConfig>, String> {
-    let certs = certificates(&settings.cert_file)?;
+    let certs = with_issuers(certificates(&settings.cert_file)?, settings);
     let key = PrivateKeyDer::from_pem_file(&settings.key_file)
         .map_err(|e| format!("key {}: {e}; a PEM private key is needed", settings.key_file))?;
     let provider = Arc::new(provider(&settings.ciphers)?);
@@ -56,6 +56,25 @@ fn certificates(file: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     let certs: Vec<_> =
         CertificateDer::pem_file_iter(file).map_err(|e| wrong(&e))?.collect::<Result<_, _>>().map_err(|e| wrong(&e))?;
     if certs.is_empty() { Err(wrong(&"it holds no certificate")) } else { Ok(certs) }
+}
+
+/// Appends the intermediate certificates that the authorities' file holds, as OpenSSL-based servers do.
+fn with_issuers(mut chain: Vec<CertificateDer<'static>>, settings: &TlsSettings) -> Vec<CertificateDer<'static>> {
+    let Some(known) = settings.ca_file.as_deref().and_then(|file| certificates(file).ok()) else { return chain };
+    for _ in 0..known.len() {
+        let issuer = chain.last().and_then(|last| {
+            let (_, last) = X509Certificate::from_der(last).ok()?;
+            known.iter().find(|c| {
+                let parsed = X509Certificate::from_der(c).map(|(_, c)| c);
+                parsed.is_ok_and(|c| c.subject() == last.issuer() && c.subject() != c.issuer())
+            })
+        });
+        match issuer.cloned().filter(|c| !chain.contains(c)) {
+            Some(issuer) => chain.push(issuer),
+            None => break,
+        }
+    }
+    chain
 }
 
 fn provider(ciphers: &[String]) -> Result<CryptoProvider, String> {

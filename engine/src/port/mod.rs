@@ -193,3 +193,13 @@ pub fn random_name() -> String {
     }
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
+
+/// The same in the usual form of a UUID, for assigned client ids.
+#[must_use]
+pub fn random_uuid() -> String {
+    let mut name = random_name();
+    for at in [20, 16, 12, 8] {
+        name.insert(at, '-');
+    }
+    name
+}
