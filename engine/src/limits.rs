@@ -12,6 +12,8 @@ use serde::Deserialize;
 pub struct Limits {
     /// Largest packet accepted (0x95, closes), announced as Maximum Packet Size.
     pub packet_bytes_max: u32,
+    /// Largest payload (PUBACK 0x95, drop reason `too_large`; CONNACK for a will); 0 means no bound of its own.
+    pub payload_bytes_max: usize,
     /// Levels in a topic or filter (0x81, closes).
     pub topic_levels_max: usize,
     /// Length of a topic or filter (0x81, closes).
@@ -64,6 +66,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             packet_bytes_max: 1024 * 1024,
+            payload_bytes_max: 0,
             topic_levels_max: 201,
             topic_bytes_max: 65_535,
             subscriptions_max: 10_000,

@@ -99,6 +99,7 @@ class Limits:
     """Bounds; engine/src/limits.rs says which reason code and counter each has."""
 
     packet_bytes_max: int = option(1_048_576, "Largest packet accepted, bytes.", low=20, high=268_435_460)
+    payload_bytes_max: int = option(0, "Largest payload, bytes; 0: no bound of its own.", low=0, high=268_435_455)
     topic_levels_max: int = option(201, "Levels in a topic or filter.", low=1, high=1_000)
     topic_bytes_max: int = option(65_535, "Length of a topic or filter, bytes.", low=1, high=65_535)
     subscriptions_max: int = option(10_000, "Subscriptions of one session.", low=1)

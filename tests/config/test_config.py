@@ -147,7 +147,7 @@ def test_anonymous_as_in_mosquitto(tmp_path):
     [
         ("max_keepalive 100", "limits", "keep_alive_max_s", 100),
         ("max_packet_size 1000", "limits", "packet_bytes_max", 1000),
-        ("message_size_limit 1000", "limits", "packet_bytes_max", 2024),
+        ("message_size_limit 1000", "limits", "payload_bytes_max", 1000),
         ("max_inflight_messages 20", "limits", "inflight_max", 20),
         ("max_inflight_messages 0", "limits", "inflight_max", 65_535),
         ("max_inflight_bytes 500", "limits", "inflight_bytes_max", 500),

@@ -51,6 +51,19 @@ def test_topics(broker, version):
     c.message("/" * 200, "x")
 
 
+def test_payloads(make_broker):
+    """Too large: dropped and said, the connection stays; a will is refused at once."""
+    broker = make_broker("[listeners.tcp]\nport = 0\n[limits]\npayload_bytes_max = 3\n")
+    c = broker.client()
+    c.subscribe("t")
+    for qos in (0, 1, 2):
+        answer = c.deliver("t", "long", qos)
+        assert answer is None or answer.code == 0x95
+        c.deliver("t", "ok", qos)
+        c.message("t", "ok")
+    broker.client(will={"topic": "t", "payload": b"long"}, expect=0x95)
+
+
 def test_subscriptions(make_broker):
     broker = make_broker("[listeners.tcp]\nport = 0\n[limits]\nsubscriptions_max = 2\n")
     c = broker.client()

@@ -82,7 +82,7 @@ impl Reason {
             Self::UNSUPPORTED_VERSION => 1,
             Self::CLIENT_ID_INVALID => 2,
             Self::BAD_CREDENTIALS => 4,
-            Self::NOT_AUTHORIZED => 5,
+            Self::NOT_AUTHORIZED | Self::PACKET_TOO_LARGE => 5,
             _ => 3,
         }
     }

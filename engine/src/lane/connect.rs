@@ -100,6 +100,10 @@ impl Lane {
             if will.retain && !config.settings.mqtt.retain_available {
                 return Err(Reason::RETAIN_NOT_SUPPORTED);
             }
+            let payload_max = config.limits.payload_bytes_max;
+            if payload_max > 0 && will.payload.len() > payload_max {
+                return Err(Reason::PACKET_TOO_LARGE);
+            }
             let topic_max = &config.limits;
             let levels = crate::topic::levels(will.topic);
             if levels > topic_max.topic_levels_max || will.topic.len() > topic_max.topic_bytes_max {

@@ -239,6 +239,10 @@ impl Lane {
 
     fn publish_to(&mut self, key: usize, p: &Publish<'_>, topic: &str) {
         let Some(c) = self.connections.get(key) else { return };
+        let payload_max = self.config.limits.payload_bytes_max;
+        if payload_max > 0 && p.payload.len() > payload_max {
+            return self.deny_publish(key, p, Reason::PACKET_TOO_LARGE, topic);
+        }
         let reserved = topic.starts_with("$SYS/") || topic == "$SYS";
         if reserved || !(c.rules.allow_all() || c.rules.may(Action::Publish, topic)) {
             return self.deny_publish(key, p, Reason::NOT_AUTHORIZED, topic);
@@ -351,7 +355,9 @@ impl Lane {
     /// The client may not publish this: said in version 5, silent in 3.1.1, counted always.
     fn deny_publish(&mut self, key: usize, p: &Publish<'_>, reason: Reason, topic: &str) {
         let id = self.connections.get(key).map(|c| c.client_id.clone()).unwrap_or_default();
-        self.note_drop(&id, topic, p.qos, DropReason::NotAuthorized);
+        let too_large = reason == Reason::PACKET_TOO_LARGE;
+        let why = if too_large { DropReason::TooLarge } else { DropReason::NotAuthorized };
+        self.note_drop(&id, topic, p.qos, why);
         let v5 = self.connections.get(key).is_some_and(|c| c.version.is_v5());
         let reason = if v5 { reason } else { Reason::SUCCESS };
         match p.qos {

@@ -14,6 +14,10 @@ const LEDGER_PER_SESSION: usize = 16;
 impl Partition {
     /// CONNACK waits until an older connection of the client has confirmed its end.
     pub(super) fn attach(&mut self, attach: Box<Attach>, out: &mut Effects) {
+        // what has come due in the same tick comes first: a session that is over is not resumed
+        if let Some((slot, s)) = self.state.find(&attach.client_id).and_then(|s| Some((s, self.state.session(s)?))) {
+            self.time_up(SessionRef { partition: self.number, slot, uid: s.uid }, out);
+        }
         let slot = self.state.find(&attach.client_id);
         let Some(session) = slot.and_then(|s| self.state.session_mut(s)) else {
             return self.finish_attach(None, *attach, out);

@@ -318,3 +318,23 @@ proptest! {
         prop_assert!(p.session(session).unwrap().queue.is_empty());
     }
 }
+
+/// A session whose time has come is not resumed, even if its timer has not fired yet.
+#[test]
+fn a_session_that_is_over_is_not_resumed() {
+    let mut p = partition();
+    let (session, _) = attached(&step(&mut p, attach(ME, false, 60, 10)));
+    let ending = Ending::default();
+    step(&mut p, Input::Detach { session: Some(session), client_id: "c", connection: ME, ending });
+    for (later_ms, present) in [(59_000, true), (119_001, false)] {
+        let mut out = Effects::new();
+        p.step(5_000 + later_ms, attach(ME, false, 60, 10), &mut out);
+        let (session, found) = attached(&out);
+        assert_eq!(found, present);
+        p.step(
+            5_000 + later_ms,
+            Input::Detach { session: Some(session), client_id: "c", connection: ME, ending },
+            &mut out,
+        );
+    }
+}

@@ -237,8 +237,7 @@ def _max_packet(d: Draft, line: Line) -> None:
 
 
 def _message_size(d: Draft, line: Line) -> None:
-    if size := line.whole(0, 268_435_455):
-        d.limits["packet_bytes_max"] = min(max(size + 1024, 20), 268_435_460)
+    d.limits["payload_bytes_max"] = line.whole(0, 268_435_455)
 
 
 def _inflight(d: Draft, line: Line) -> None:
