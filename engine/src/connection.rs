@@ -333,3 +333,15 @@ impl Connection {
         Ok(self.out.len() - before)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An idle connection and its session stay small: a million of them must fit.
+    #[test]
+    fn connections_and_sessions_stay_small() {
+        let (connection, session) = (size_of::<Connection>(), size_of::<crate::session::Session>());
+        assert!(connection <= 448 && session <= 352, "{connection} and {session}");
+    }
+}

@@ -143,7 +143,10 @@ fn publish<'a>(mut r: Reader<'a>, flags: u8, version: Version) -> Result<Publish
         return Err(Malformed::packet("DUP with QoS 0"));
     }
     let topic = r.string()?;
-    let id = if qos == QoS::AtMostOnce { 0 } else { identifier(&mut r)? };
+    let id = if qos == QoS::AtMostOnce { 0 } else { r.u16()? };
+    if qos != QoS::AtMostOnce && id == 0 {
+        return Err(Malformed::protocol("packet identifier 0"));
+    }
     let properties =
         if version.is_v5() { MessageProperties::read(&mut r, Carrier::Publish)? } else { MessageProperties::default() };
     if topic.is_empty() && properties.alias.is_none() {
@@ -215,7 +218,7 @@ fn options(filter: &str, bits: u8, version: Version) -> Result<SubscribeFilter<'
     let qos = QoS::from_bits(bits & 3).ok_or(Malformed::packet("subscription with QoS 3"))?;
     let retain_handling = (bits >> 4) & 3;
     if retain_handling == 3 {
-        return Err(Malformed::protocol("retain handling 3"));
+        return Err(Malformed::packet("retain handling 3"));
     }
     let no_local = bits & 4 != 0;
     if no_local && filter.starts_with("$share/") {

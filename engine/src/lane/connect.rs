@@ -10,6 +10,7 @@ use crate::codec::{self, AckKind, Connack, Connect, Frame, Malformed, Packet, Pr
 use crate::connection::{Connection, Rare, Stage};
 use crate::partition::Input;
 use crate::session::{Attach, NEVER, Will};
+use crate::settings::{CertificateIdentity, ClientCertificates};
 use crate::stats::{Counter, Gauge};
 
 impl Lane {
@@ -55,6 +56,12 @@ impl Lane {
         let listener = settings.listeners.get(usize::from(c.listener));
         let access = listener.and_then(|l| self.config.access.get(l.access)).cloned();
         let identity = c.transport.identity();
+        let named = listener.and_then(|l| l.tls.as_ref()).is_some_and(|t| {
+            t.identity != CertificateIdentity::None && t.client_certificates == ClientCertificates::Required
+        });
+        if named && identity.is_none() {
+            return self.refuse_connect(key, Reason::BAD_CREDENTIALS);
+        }
         let login = Login {
             client_id: &c.client_id,
             username: connect.username,

@@ -75,9 +75,7 @@ impl Lane {
             Some(Err(())) => return Err((Reason::PROTOCOL_ERROR, "shared subscription without group or filter")),
         };
         if !topic::valid_filter(inner) {
-            let v5 = self.connections.get(key).is_some_and(|c| c.version.is_v5());
-            let reason = if v5 { Reason::FILTER_INVALID } else { Reason::PROTOCOL_ERROR };
-            return Err((reason, "malformed topic filter"));
+            return Err((Reason::MALFORMED_PACKET, "malformed topic filter"));
         }
         if f.filter.len() > limits.topic_bytes_max || topic::levels(inner) > limits.topic_levels_max {
             return Err((Reason::MALFORMED_PACKET, "topic filter too long or too deep"));
@@ -338,11 +336,7 @@ impl Lane {
             let bad_share = matches!(topic::shared(filter), Some(Err(())));
             let inner = topic::shared(filter).and_then(Result::ok).map_or(*filter, |s| s.filter);
             if bad_share || !topic::valid_filter(inner) {
-                if !v5 {
-                    return self.refuse(key, Reason::PROTOCOL_ERROR, "malformed topic filter");
-                }
-                codes.push(Reason::FILTER_INVALID.0);
-                continue;
+                return self.refuse(key, Reason::MALFORMED_PACKET, "malformed topic filter");
             }
             let full = self.mounted_filter(key, filter);
             let filter = full.as_deref().unwrap_or(filter);
