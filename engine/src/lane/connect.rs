@@ -96,7 +96,7 @@ impl Lane {
             }
         }
         let keep_alive_max = config.limits.keep_alive_max_s;
-        let too_long = p.keep_alive_s == 0 || p.keep_alive_s > keep_alive_max;
+        let too_long = p.keep_alive_s > keep_alive_max;
         if keep_alive_max > 0 && too_long && !p.version.is_v5() {
             return Err(Reason::CLIENT_ID_INVALID); // 3.1.1 cannot be told a shorter one
         }

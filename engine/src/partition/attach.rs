@@ -33,9 +33,7 @@ impl Partition {
     }
 
     fn finish_attach(&mut self, mut slot: Option<u32>, attach: Attach, out: &mut Effects) {
-        // a session that only waits for its will to be due has ended already
-        let over = slot.and_then(|s| self.state.session(s)).is_some_and(|s| s.expiry_s == 0);
-        if let Some(old) = slot.filter(|_| attach.clean || over) {
+        if let Some(old) = slot.filter(|_| attach.clean) {
             if let Some(session) = self.state.session_mut(old) {
                 session.will_at_ms = 0; // the client is back before the delay has passed [MQTT-3.1.3-9]
             }
@@ -114,7 +112,7 @@ impl Partition {
             return;
         }
         let Some(will) = &s.will else { return };
-        let delay_s = if s.expiry_s == 0 { will.delay_s } else { will.delay_s.min(s.expiry_s) };
+        let delay_s = will.delay_s.min(s.expiry_s);
         if delay_s == 0 {
             self.fire_will(slot, out);
         } else {
@@ -127,10 +125,6 @@ impl Partition {
         let now_ms = self.now_ms;
         let Some(s) = self.state.session_mut(slot) else { return };
         match s.expiry_s {
-            0 if s.will_at_ms != 0 => {
-                s.ends_at_ms = s.will_at_ms;
-                self.strip(slot, out);
-            }
             0 => self.end_session(slot, DropReason::SessionEnded, out),
             NEVER => {}
             seconds => {
@@ -138,17 +132,6 @@ impl Partition {
                 self.timers.set(s.ends_at_ms, (slot, s.uid));
             }
         }
-    }
-
-    /// The session has ended but for its will: no messages reach it any more.
-    fn strip(&mut self, slot: u32, out: &mut Effects) {
-        let Some(s) = self.state.session(slot) else { return };
-        let session = SessionRef { partition: self.number, slot, uid: s.uid };
-        let filters: Vec<Box<str>> = s.subscriptions.keys().cloned().collect();
-        for filter in filters {
-            self.forget_subscription(session, &filter, out);
-        }
-        self.return_all(slot, out);
     }
 
     /// A timer of a session: its will, its end, or a stale entry.
