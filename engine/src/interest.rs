@@ -140,6 +140,17 @@ impl Interest {
         }
     }
 
+    /// Nobody here wants anything any more; the peers learn it with the next delta.
+    pub fn forget_own(&mut self) {
+        if self.wild.is_empty() && self.exact.is_empty() {
+            return;
+        }
+        self.version += 1;
+        self.delta.version = self.version;
+        self.delta.wild.extend(self.wild.drain().map(|(filter, _)| (false, filter)));
+        self.delta.exact.extend(self.exact.drain().map(|(print, _)| (false, print)));
+    }
+
     /// What the peers must be told since the last call.
     pub fn take_delta(&mut self) -> Option<Delta> {
         let changed = !self.delta.wild.is_empty() || !self.delta.exact.is_empty();
@@ -241,6 +252,10 @@ mod tests {
         a.remove("x/+");
         b.apply(0, &a.take_delta().unwrap());
         assert_eq!((b.peers_for("x/1"), b.peers_for("y")), (0, 1));
+        a.add("z/#");
+        a.forget_own();
+        b.apply(0, &a.take_delta().unwrap());
+        assert_eq!((b.peers_for("z/1"), b.peers_for("y")), (0, 0), "a lane that begins anew wants nothing");
         assert_eq!(Interest::new(0, 1, (1, 2)).add("z"), None, "alone there is nobody to wait for");
     }
 }

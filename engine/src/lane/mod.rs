@@ -29,7 +29,7 @@ pub use exchange::{Conveyed, LaneMessage, Mailbox, Question};
 
 use crate::channel::{ConnectionId, Outcome, SessionRef, Token};
 use crate::codec::Reason;
-use crate::connection::Connection;
+use crate::connection::{Connection, Stage};
 use crate::interest::Interest;
 use crate::log::Memory;
 use crate::message::{Origin, Stored};
@@ -214,8 +214,12 @@ impl Lane {
     /// Forgets everything that is not in the log; with the log in memory that is everything.
     fn restart(&mut self) {
         let (shared, config) = (Arc::clone(&self.shared), Arc::clone(&self.config));
-        let open = self.connections.len();
-        self.shared.connections.fetch_sub(open.min(self.shared.connections.load(Ordering::Relaxed)), Ordering::Relaxed);
+        for (_, c) in &self.connections {
+            shared.leave(c.transport.address());
+            if matches!(c.stage, Stage::Open | Stage::Attaching) {
+                shared.count_connection(c.listener, false);
+            }
+        }
         let Ok(poll) = Poll::new() else {
             self.ended = true;
             return;
@@ -230,6 +234,9 @@ impl Lane {
         for gauge in [Gauge::connections, Gauge::handshakes, Gauge::sessions, Gauge::sessions_persistent] {
             self.stats.set(gauge, 0);
         }
+        // what the peers want is still true; what was wanted here is not
+        self.interest.forget_own();
+        std::mem::swap(&mut fresh.interest, &mut self.interest);
         fresh.sent.clone_from(&self.sent);
         fresh.received.clone_from(&self.received);
         *self = fresh;
