@@ -47,6 +47,8 @@ pub struct Will {
     pub expiry_s: Option<u32>,
     /// Will Delay Interval.
     pub delay_s: u32,
+    /// The client named no Session Expiry Interval: its delay is kept although the session ends with the connection.
+    pub outlives: bool,
 }
 
 /// A connection that asks for its session.

@@ -36,6 +36,14 @@ pub fn levels(topic: &str) -> usize {
     memchr::memchr_iter(b'/', topic.as_bytes()).count() + 1
 }
 
+/// Names that the broker keeps for what it says of itself; a bridge of another broker may say how it is.
+#[must_use]
+pub fn reserved(topic: &str) -> bool {
+    let Some(rest) = topic.strip_prefix("$SYS") else { return false };
+    let bridge = rest.strip_prefix("/broker/connection/").and_then(|r| r.strip_suffix("/state"));
+    (rest.is_empty() || rest.starts_with('/')) && bridge.is_none_or(|name| name.is_empty() || name.contains('/'))
+}
+
 /// Does the filter match the name? Wildcards never match a first level that begins with `$` [MQTT-4.7.2-1].
 #[must_use]
 pub fn matches(filter: &str, name: &str) -> bool {

@@ -198,7 +198,7 @@ fn subscribe<'a>(r: &mut Reader<'a>, version: Version) -> Result<Subscribe<'a>, 
         filters.push(options(filter, r.u8()?, version)?);
     }
     if filters.is_empty() {
-        return Err(Malformed::protocol("SUBSCRIBE without a filter"));
+        return Err(Malformed::packet("SUBSCRIBE without a filter"));
     }
     Ok(Subscribe { id, properties, filters })
 }
@@ -242,7 +242,7 @@ fn unsubscribe<'a>(r: &mut Reader<'a>, version: Version) -> Result<Unsubscribe<'
         filters.push(filter(r)?);
     }
     if filters.is_empty() {
-        return Err(Malformed::protocol("UNSUBSCRIBE without a filter"));
+        return Err(Malformed::packet("UNSUBSCRIBE without a filter"));
     }
     Ok(Unsubscribe { id, properties, filters })
 }

@@ -57,7 +57,7 @@ impl Lane {
         let access = listener.and_then(|l| self.config.access.get(l.access)).cloned();
         let identity = c.transport.identity();
         let named = listener.and_then(|l| l.tls.as_ref()).is_some_and(|t| {
-            t.identity != CertificateIdentity::None && t.client_certificates == ClientCertificates::Required
+            t.identity != CertificateIdentity::None && t.client_certificates != ClientCertificates::Optional
         });
         if named && identity.is_none() {
             return self.refuse_connect(key, Reason::BAD_CREDENTIALS);
@@ -226,7 +226,7 @@ impl Lane {
             clean: connect.clean,
             expiry_s: self.config.expiry_s(&connect),
             receive_maximum: connect.properties.receive_maximum.unwrap_or(u16::MAX),
-            will: connect.will.as_ref().map(|w| owned_will(w, mount_point)),
+            will: connect.will.as_ref().map(|w| owned_will(w, &connect, mount_point)),
             rules,
         };
         let partition = self.shared.ring.partition(&client_id);
@@ -344,7 +344,7 @@ fn read_connect(bytes: &[u8], version: Version) -> Option<Box<Connect<'_>>> {
     }
 }
 
-fn owned_will(w: &codec::Will<'_>, mount_point: &str) -> Box<Will> {
+fn owned_will(w: &codec::Will<'_>, connect: &Connect<'_>, mount_point: &str) -> Box<Will> {
     Box::new(Will {
         topic: format!("{mount_point}{}", w.topic).into(),
         payload: w.payload.into(),
@@ -353,6 +353,7 @@ fn owned_will(w: &codec::Will<'_>, mount_point: &str) -> Box<Will> {
         retain: w.retain,
         expiry_s: w.properties.expiry_s,
         delay_s: w.delay_s,
+        outlives: connect.properties.session_expiry_s.is_none(),
     })
 }
 

@@ -80,7 +80,13 @@ impl Lane {
     }
 
     fn deliver(&mut self, d: &Deliver, current: Option<&Inbound<'_>>) {
+        // a publisher hears PUBREC before its own message comes back to it
+        let own = self.flow.token.is_some_and(|t| t.connection == d.connection);
         match &d.body {
+            Body::Current if own && d.qos == QoS::ExactlyOnce => {
+                let body = current.map_or(Body::Current, |c| Body::Stored(c.store()));
+                self.flow.own.push(Deliver { body, ids: d.ids.clone(), ..*d });
+            }
             Body::Stored(stored) => self.send_publish(d, &Inbound::from_stored(stored)),
             Body::Current => {
                 if let Some(current) = current {
@@ -192,6 +198,14 @@ impl Lane {
             owed.outcome.add(flow.outcome);
         }
         self.settle(token.connection.key as usize);
+        self.deliver_own(&flow.own);
+    }
+
+    /// What a publisher gets of its own message, after the answer to it.
+    pub(super) fn deliver_own(&mut self, own: &[Deliver]) {
+        for deliver in own {
+            self.deliver(deliver, None);
+        }
     }
 
     /// A drop is never silent.

@@ -10,6 +10,7 @@ use crate::message::{Head, Inbound, Message, Origin};
 use crate::net::Read;
 use crate::partition::Input;
 use crate::stats::Counter;
+use crate::topic;
 
 impl Lane {
     /// Reads each ready socket once, into the lane's one buffer.
@@ -222,7 +223,7 @@ impl Lane {
             return Err((Reason::RETAIN_NOT_SUPPORTED, "retain is not available"));
         }
         let limits = &self.config.limits;
-        if p.topic.len() > limits.topic_bytes_max || crate::topic::levels(p.topic) > limits.topic_levels_max {
+        if p.topic.len() > limits.topic_bytes_max || topic::levels(p.topic) > limits.topic_levels_max {
             return Err((Reason::MALFORMED_PACKET, "topic too long or too deep"));
         }
         if p.qos == QoS::AtMostOnce || !c.version.is_v5() || c.receiving < limits.receive_maximum {
@@ -243,7 +244,7 @@ impl Lane {
         if payload_max > 0 && p.payload.len() > payload_max {
             return self.deny_publish(key, p, Reason::PACKET_TOO_LARGE, topic);
         }
-        let reserved = topic.starts_with("$SYS/") || topic == "$SYS";
+        let reserved = topic::reserved(topic);
         if reserved || !(c.rules.allow_all() || c.rules.may(Action::Publish, topic)) {
             return self.deny_publish(key, p, Reason::NOT_AUTHORIZED, topic);
         }
@@ -279,16 +280,18 @@ impl Lane {
         let number = c.owed.next();
         self.flow = Flow { token: Some(Token { connection, number }), ..Flow::default() };
         self.route(&Inbound::new(message));
-        let Flow { waiting, outcome, .. } = std::mem::take(&mut self.flow);
+        let Flow { waiting, outcome, own, .. } = std::mem::take(&mut self.flow);
         let Some(c) = self.connections.get_mut(key) else { return };
         if waiting == 0 && c.owed.is_empty() {
             c.owed.skip();
             c.send_ack(AckKind::Puback, id, reason_of(outcome, c.version.is_v5()));
-            return self.mark_dirty(key);
+            self.mark_dirty(key);
+            return self.deliver_own(&own);
         }
         c.receiving = c.receiving.saturating_add(1);
         c.owed.push(Owed { id, exactly_once: false, waiting, outcome, message: None });
         self.settle(key);
+        self.deliver_own(&own);
     }
 
     /// QoS 2: the identifier is held by the session before the message fans out.
@@ -307,7 +310,7 @@ impl Lane {
             message.head.origin = origin;
             self.route(&Inbound::new(message));
         }
-        let Flow { waiting, outcome, .. } = std::mem::take(&mut self.flow);
+        let Flow { waiting, outcome, own, .. } = std::mem::take(&mut self.flow);
         let Some(c) = self.connections.get_mut(key) else { return };
         c.receiving = c.receiving.saturating_add(u16::from(fresh));
         if let Some(owed) = c.owed.get_mut(token.number) {
@@ -319,6 +322,7 @@ impl Lane {
             }
         }
         self.settle(key);
+        self.deliver_own(&own);
     }
 
     fn held(&self, session: crate::channel::SessionRef) -> usize {

@@ -34,7 +34,7 @@ use crate::interest::Interest;
 use crate::log::Memory;
 use crate::message::{Origin, Stored};
 use crate::net::{Listener, Transport};
-use crate::partition::{Effects, Partition, Subscriber, Target};
+use crate::partition::{Deliver, Effects, Partition, Subscriber, Target};
 use crate::port::{Config, Shared};
 use crate::shared::Member;
 use crate::stats::{Counter, Gauge, Ledger, Stats};
@@ -96,6 +96,8 @@ struct Flow {
     waiting: u16,
     outcome: Outcome,
     held: Option<Origin>,
+    /// QoS 2 deliveries to the publisher itself: they follow its PUBREC.
+    own: Vec<Deliver>,
 }
 
 /// One lane.

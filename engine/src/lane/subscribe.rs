@@ -283,6 +283,7 @@ impl Lane {
     }
 
     fn retained_here(&mut self, filter: &str) -> Vec<crate::message::Stored> {
+        const SORTED_MAX: usize = 1_024;
         let mut found = Vec::new();
         let only = (!topic::has_wildcard(filter)).then(|| self.shared.ring.partition(filter));
         let partitions = self.partitions.iter().enumerate();
@@ -290,6 +291,10 @@ impl Lane {
             if only.is_none_or(|o| usize::from(o) == number) && !partition.state().retained.is_empty() {
                 partition.state().retained.find(filter, &mut found);
             }
+        }
+        if only.is_none() && found.len() <= SORTED_MAX {
+            // clients like to see the top of a small tree first, whichever partition keeps it
+            found.sort_by_cached_key(|m| topic::levels(m.view().topic));
         }
         found
     }

@@ -33,7 +33,8 @@ impl Partition {
     }
 
     fn finish_attach(&mut self, mut slot: Option<u32>, attach: Attach, out: &mut Effects) {
-        if let Some(old) = slot.filter(|_| attach.clean) {
+        let over = |s: &Session| s.expiry_s == 0; // nothing of it is left but a will that waits
+        if let Some(old) = slot.filter(|&s| attach.clean || self.state.session(s).is_some_and(over)) {
             if let Some(session) = self.state.session_mut(old) {
                 session.will_at_ms = 0; // the client is back before the delay has passed [MQTT-3.1.3-9]
             }
@@ -112,7 +113,8 @@ impl Partition {
             return;
         }
         let Some(will) = &s.will else { return };
-        let delay_s = will.delay_s.min(s.expiry_s);
+        let ends_first = !will.outlives || ending.expiry_s.is_some();
+        let delay_s = if ends_first { will.delay_s.min(s.expiry_s) } else { will.delay_s };
         if delay_s == 0 {
             self.fire_will(slot, out);
         } else {
@@ -125,6 +127,7 @@ impl Partition {
         let now_ms = self.now_ms;
         let Some(s) = self.state.session_mut(slot) else { return };
         match s.expiry_s {
+            0 if s.will_at_ms != 0 => self.leave_will(slot, out),
             0 => self.end_session(slot, DropReason::SessionEnded, out),
             NEVER => {}
             seconds => {
@@ -132,6 +135,22 @@ impl Partition {
                 self.timers.set(s.ends_at_ms, (slot, s.uid));
             }
         }
+    }
+
+    /// The session ends, its delayed will waits on in an empty one.
+    fn leave_will(&mut self, slot: u32, out: &mut Effects) {
+        let Some(s) = self.state.session_mut(slot) else { return };
+        let Some(will) = s.will.take() else { return };
+        let (client_id, at_ms, rules) = (s.client_id.clone(), s.will_at_ms, s.rules.clone());
+        s.will_at_ms = 0;
+        self.end_session(slot, DropReason::SessionEnded, out);
+        let uid = self.next_uid;
+        self.next_uid += 1;
+        let slot = self.commit(false, Record::SessionOpened { client_id: &client_id, uid, expiry_s: 0 }).0;
+        self.commit(false, Record::WillArmed { slot, will });
+        let Some(s) = self.state.session_mut(slot) else { return };
+        (s.will_at_ms, s.ends_at_ms, s.rules) = (at_ms, at_ms, rules);
+        self.timers.set(at_ms, (slot, uid));
     }
 
     /// A timer of a session: its will, its end, or a stale entry.

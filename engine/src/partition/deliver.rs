@@ -49,6 +49,11 @@ impl Partition {
                 self.drop_queued(slot, index, DropReason::Expired, out);
                 continue;
             }
+            // rights may have changed while it waited
+            if stage == Stage::Waiting && !may_have(&session.rules, message.view().topic) {
+                self.drop_queued(slot, index, DropReason::NotAuthorized, out);
+                continue;
+            }
             let ids = due.entry.ids.clone();
             bytes += message.len();
             let again = stage == Stage::Again;
@@ -115,7 +120,7 @@ impl Partition {
         let rules = s.rules.clone();
         let replay = s.replay.get_or_insert_default();
         for message in messages {
-            if !rules.allow_all() && !rules.may(crate::access::Action::Deliver, message.view().topic) {
+            if !may_have(&rules, message.view().topic) {
                 continue;
             }
             let qos = if upgrade { qos } else { qos.min(message.head().qos) };
@@ -219,4 +224,8 @@ impl Partition {
             self.pump(session.slot, out);
         }
     }
+}
+
+fn may_have(rules: &crate::access::Rules, topic: &str) -> bool {
+    rules.allow_all() || rules.may(crate::access::Action::Deliver, topic)
 }

@@ -75,17 +75,27 @@ impl Partition {
     ) {
         let mut outcome = Outcome::default();
         let origin = message.view.head.origin;
-        if self.state.taken(origin.uid, origin.n) {
+        let queued = if self.state.taken(origin.uid, origin.n) {
             outcome.accepted = 1;
+            SmallVec::new()
         } else {
-            self.take(message, targets, &mut outcome, out);
-        }
+            self.take(message, targets, &mut outcome, out)
+        };
         if let Some(token) = token {
             self.when_safe(Effect::Answer { token, outcome }, out);
         }
+        for delivery in queued {
+            self.send_newest(delivery, Body::Current, &message.store(), out);
+        }
     }
 
-    fn take(&mut self, message: &Inbound<'_>, targets: &[Target], outcome: &mut Outcome, out: &mut Effects) {
+    fn take(
+        &mut self,
+        message: &Inbound<'_>,
+        targets: &[Target],
+        outcome: &mut Outcome,
+        out: &mut Effects,
+    ) -> SmallVec<[Delivery; 4]> {
         let mut queued: SmallVec<[Delivery; 4]> = SmallVec::new();
         let mut durable = false;
         for target in targets {
@@ -115,14 +125,10 @@ impl Partition {
                 queued.push(Delivery { slot: target.slot, qos, retain, ids, group: None });
             }
         }
-        if queued.is_empty() {
-            return;
+        if !queued.is_empty() {
+            self.commit(durable, Record::Enqueued { message: &message.store(), to: &queued });
         }
-        let stored = message.store();
-        self.commit(durable, Record::Enqueued { message: &stored, to: &queued });
-        for delivery in queued {
-            self.send_newest(delivery, Body::Current, &stored, out);
-        }
+        queued
     }
 
     /// Sends the message just enqueued if nothing waits before it.
