@@ -18,13 +18,34 @@ from typing import Any
 from roostmq.errors import ConfigError
 
 UNBOUNDED = 2**32 - 1
+ACK_CLASSES = ("memory", "replicated", "durable")
+
+
+def wrong_filter(text: str) -> str | None:
+    """What is wrong with a topic filter (section 4.7 of MQTT), or None."""
+    levels = text.split("/")
+    if not text or "\0" in text:
+        return "a topic filter is not empty and has no NUL"
+    if any("#" in level and (level != "#" or i < len(levels) - 1) for i, level in enumerate(levels)):
+        return "`#` stands alone on the last level of a topic filter, as in `meters/#`"
+    if any("+" in level and level != "+" for level in levels):
+        return "`+` stands alone on a level of a topic filter, as in `meters/+/power`"
+    if levels[0] == "$share":
+        return "messages have a topic and no shared group: leave `$share/GROUP/` out"
+    return None
 
 
 def option(
-    default: Any, text: str, *, low: int | None = None, high: int | None = None, choices: tuple[str, ...] = ()
+    default: Any,
+    text: str,
+    *,
+    low: int | None = None,
+    high: int | None = None,
+    choices: tuple[str, ...] = (),
+    key: Callable[[str], str | None] | None = None,
 ) -> Any:
-    """One option: its default, its bounds or choices, and what it does."""
-    meta = {"text": text, "low": low, "high": high, "choices": choices}
+    """One option: its default, its bounds or choices, what it does; `key` says what is wrong with a name in a table."""
+    meta = {"text": text, "low": low, "high": high, "choices": choices, "key": key}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=meta)
     return field(default=default, metadata=meta)
@@ -92,6 +113,10 @@ class Listener:
     qos_max: int | None = option(None, "Highest QoS offered here.", low=0, high=2)
     topic_alias_max: int | None = option(None, "Topic aliases a client may use here.", low=0, high=65_535)
     mount_point: str = option("", "Prefix put before every topic of this listener's clients.")
+    ack: str | None = option(
+        None, "What an acknowledgement here promises; unset: `durability.ack`.", choices=ACK_CLASSES
+    )
+    ack_lower: bool = option(False, "A message may lower its class by the user property `roost-ack` (MQTT 5).")
 
 
 @dataclass(frozen=True)
@@ -105,6 +130,10 @@ class Limits:
     subscriptions_max: int = option(10_000, "Subscriptions of one session.", low=1)
     queue_messages_max: int = option(10_000, "Messages waiting for one session.", low=1)
     queue_bytes_max: int = option(67_108_864, "Bytes waiting for one session.", low=1)
+    queue_user_messages_max: int = option(0, "Messages waiting for all sessions of a user; 0: no bound.", low=0)
+    queue_user_bytes_max: int = option(0, "Bytes waiting for all sessions of a user; 0: no bound.", low=0)
+    queue_total_messages_max: int = option(0, "Messages waiting for all sessions; 0: no bound.", low=0)
+    queue_total_bytes_max: int = option(0, "Bytes waiting for all sessions; 0: no bound.", low=0)
     queue_policy: str = option(
         "drop_newest", "What happens when a queue is full.", choices=("drop_newest", "drop_oldest", "reject")
     )
@@ -145,6 +174,24 @@ class Mqtt:
 
 
 @dataclass(frozen=True)
+class Durability:
+    """Where everything is kept that outlives a connection, and what an acknowledgement promises."""
+
+    data_dir: str | None = option(None, "Directory of the log; unset: the user's data directory (`roost run`).")
+    memory: bool = option(False, "Keep everything in memory: it ends with the process.")
+    ack: str = option("durable", "What an acknowledgement promises, where nothing else is said.", choices=ACK_CLASSES)
+    ack_filters: dict[str, str] = option(
+        {}, "Topic filter = class: the least for messages on these topics.", choices=ACK_CLASSES, key=wrong_filter
+    )
+    sync_every_ms: int = option(
+        0, "Milliseconds between two syncs: what a power cut may cost; 0: before every ack.", low=0, high=60_000
+    )
+    deliver_after_safe: bool = option(False, "QoS 1 reaches subscribers only after it is safe, as QoS 2 does.")
+    cache_bytes_max: int = option(67_108_864, "Bodies of waiting messages kept in memory, bytes.", low=0)
+    checkpoint_bytes_min: int = option(67_108_864, "Least log between two checkpoints, bytes.", low=65_536)
+
+
+@dataclass(frozen=True)
 class Admin:
     """HTTP for health, metrics and information."""
 
@@ -182,6 +229,7 @@ class Config:
     access: dict[str, Access] = option({}, "Access rules by name; `default` is used by listeners that name none.")
     limits: Limits = field(default_factory=Limits)
     mqtt: Mqtt = field(default_factory=Mqtt)
+    durability: Durability = field(default_factory=Durability)
     admin: Admin = field(default_factory=Admin)
     log: Log = field(default_factory=Log)
     sys: Sys = field(default_factory=Sys)
@@ -192,6 +240,7 @@ class Config:
         if self.partitions & (self.partitions - 1):
             raise ConfigError(f"partitions: {self.partitions} is not a power of two", option="partitions")
         access = [self._access(name) for name in names]
+        filters = self.durability.ack_filters
         listeners = []
         for name, listener in (self.listeners or {"tcp": Listener()}).items():
             if listener.access not in names:
@@ -200,14 +249,32 @@ class Config:
             self._check_safe(name, listener)
             raw = dataclasses.asdict(listener)
             raw["access"] = names.index(listener.access)
+            raw["ack"] = listener.ack or self.durability.ack
             listeners.append(raw | {"name": name})
-        return {
+        settings = {
             "lanes": self.lanes,
             "partitions": self.partitions,
             "listeners": listeners,
             "access": access,
             "limits": dataclasses.asdict(self.limits),
             "mqtt": dataclasses.asdict(self.mqtt),
+            "data": self._data(),
+            "ack_filters": [{"filter": f, "ack": ack} for f, ack in filters.items()],
+        }
+        return without_usual(settings)
+
+    def _data(self) -> dict[str, Any] | None:
+        d = self.durability
+        if d.memory and d.data_dir is not None:
+            raise ConfigError("durability: memory = true and a data_dir: leave one of them out", option="durability")
+        if d.data_dir is None:
+            return None
+        return {
+            "dir": d.data_dir,
+            "sync_every_ms": d.sync_every_ms,
+            "cache_bytes_max": d.cache_bytes_max,
+            "deliver_after_safe": d.deliver_after_safe,
+            "checkpoint_bytes_min": d.checkpoint_bytes_min,
         }
 
     def _access(self, name: str) -> dict[str, Any]:
@@ -228,6 +295,17 @@ class Config:
                 f"`password_file = ...` into [access.{listener.access}], or `allow_anonymous = true` if that is meant",
                 option=f"listeners.{name}.host",
             )
+
+
+def without_usual(settings: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what has its usual value and is not known to every engine."""
+    usual: dict[str, Any] = {"data": None, "ack_filters": [], "ack": "durable", "ack_lower": False}
+    usual |= {f"queue_{whose}_{what}_max": 0 for whose in ("user", "total") for what in ("messages", "bytes")}
+    for table in (settings, settings["limits"], *settings["listeners"]):
+        for name, value in usual.items():
+            if name in table and table[name] == value:
+                del table[name]
+    return settings
 
 
 def is_loopback(host: str) -> bool:
@@ -292,7 +370,8 @@ class Reader:
         if dataclasses.is_dataclass(hint):
             return self._table(typing.cast(type, hint), value, f"{name}.")
         if typing.get_origin(hint) is dict:
-            return self._named(args[1], value, name)
+            named = dataclasses.is_dataclass(args[1])
+            return self._named(args[1], value, name) if named else self._pairs(args[1], value, name, meta)
         if typing.get_origin(hint) is tuple:
             if isinstance(value, str):
                 value = [part.strip() for part in value.split(",") if part.strip()]
@@ -308,6 +387,14 @@ class Reader:
         if cls is Access and value and all(k in fields for k in value):
             value = {"default": value}  # [access] without a name
         return {key: self._table(cls, raw, f"{name}.{key}.") for key, raw in value.items()}
+
+    def _pairs(self, cls: type, value: Any, name: str, meta: Mapping[str, Any]) -> dict[str, Any]:
+        if not isinstance(value, Mapping):
+            raise self.fail(name, "a table is needed here")
+        for key in value:
+            if wrong := meta["key"](key):
+                raise self.fail(f"{name}.{key}", wrong)
+        return {key: self._scalar(cls, raw, f"{name}.{key}", meta) for key, raw in value.items()}
 
     def _scalar(self, hint: type, value: Any, name: str, meta: Mapping[str, Any]) -> Any:
         if hint is bool and not isinstance(value, bool):

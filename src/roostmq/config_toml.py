@@ -31,10 +31,10 @@ def read_toml(text: str, file: str, env: Mapping[str, str]) -> Config:
     from_env = _overlay(raw, env)
 
     def where(name: str) -> tuple[str | None, int | None]:
+        while name and name not in lines and name not in from_env:
+            name = name.rpartition(".")[0]
         if name in from_env:
             return f"environment variable {from_env[name]}", None
-        while name and name not in lines:
-            name = name.rpartition(".")[0]
         return file, lines.get(name)
 
     return Reader(where).read(raw)
@@ -47,6 +47,8 @@ def _lines(text: str) -> Iterator[tuple[str, int]]:
         if found := re.match(r"\s*\[+\s*([^\]]+?)\s*\]+", line):
             section = re.sub(r"[\"'\s]", "", found[1]) + "."
             yield section[:-1], number
+        elif found := re.match(r"\s*([\"'])(.+?)\1\s*=", line):
+            yield section + found[2], number
         elif found := re.match(r"\s*([\w.\"' -]+?)\s*=", line):
             yield section + re.sub(r"[\"'\s]", "", found[1]), number
 
@@ -90,7 +92,7 @@ def _write(out: list[str], value: Any, default: Any, name: str) -> None:
         mine, usual = getattr(value, f.name), getattr(default, f.name)
         if dataclasses.is_dataclass(mine):
             tables.append((f.name, mine, usual if usual is not None else type(typing.cast(Any, mine))()))
-        elif isinstance(mine, dict):
+        elif isinstance(mine, dict) and f.name in ("listeners", "access"):
             base: Any = Listener() if f.name == "listeners" else Access()
             tables.extend((f"{f.name}.{key}", item, base) for key, item in mine.items())
         elif mine != usual:
@@ -110,6 +112,8 @@ def _literal(value: Any) -> str:
         return str(value)
     if isinstance(value, tuple):
         return "[" + ", ".join(_literal(v) for v in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_literal(k)} = {_literal(v)}" for k, v in value.items()) + "}"
     special = {'"': '\\"', "\\": "\\\\"}
     return '"' + "".join(special.get(c, c if c.isprintable() else f"\\U{ord(c):08x}") for c in value) + '"'
 
@@ -125,6 +129,7 @@ def _schema(cls: type) -> dict[str, Any]:
     for f in dataclasses.fields(cls):
         default = f.default if f.default is not dataclasses.MISSING else None
         entry: dict[str, Any] = {"description": f.metadata.get("text", ""), **_type_schema(hints[f.name])}
+        pairs = entry.get("additionalProperties")
         if isinstance(default, (str, int, bool)):
             entry["default"] = default
         if f.metadata.get("low") is not None:
@@ -132,7 +137,7 @@ def _schema(cls: type) -> dict[str, Any]:
         if f.metadata.get("high") is not None:
             entry["maximum"] = f.metadata["high"]
         if f.metadata.get("choices"):
-            entry["enum"] = list(f.metadata["choices"])
+            (pairs if isinstance(pairs, dict) else entry)["enum"] = list(f.metadata["choices"])
         properties[f.name] = entry
     return {"type": "object", "additionalProperties": False, "properties": properties}
 
@@ -144,7 +149,7 @@ def _type_schema(hint: Any) -> dict[str, Any]:
     if dataclasses.is_dataclass(hint):
         return _schema(typing.cast(type, hint))
     if typing.get_origin(hint) is dict:
-        return {"type": "object", "additionalProperties": _schema(args[1])}
+        return {"type": "object", "additionalProperties": _type_schema(args[1])}
     if typing.get_origin(hint) is tuple:
         return {"type": "array", "items": {"type": "string"}}
     return {"type": {bool: "boolean", int: "integer", str: "string"}[hint]}
@@ -177,7 +182,7 @@ def _reference(out: list[str], title: str, cls: type) -> None:
         meta = f.metadata
         bounds = ", ".join(meta.get("choices") or ()) or f"{meta.get('low', '')} to {meta.get('high') or ''}"
         bounds = "" if bounds == "None to " else bounds.replace("None", "")
-        default = "" if f.default is None else str(f.default)
+        default = "" if f.default in (None, dataclasses.MISSING) else str(f.default)
         out.append(f"| `{f.name}` | {default} | {bounds} | {meta.get('text', '')} |")
     out.append("")
     for name, inner_cls in below:

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+import platformdirs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roostmq.adapters.config_file import Overrides, load
-from roostmq.config import Access, Config, Limits, Listener, Mqtt, Tls
+from roostmq.adapters.config_file import Overrides, load, override, place
+from roostmq.config import ACK_CLASSES, Access, Config, Durability, Limits, Listener, Mqtt, Tls, wrong_filter
 from roostmq.config_toml import json_schema, read_toml, reference, to_toml
 from roostmq.errors import ConfigError, UnsupportedOption
 
@@ -66,6 +67,79 @@ def test_safe_or_said():
         toml('[listeners.a]\naccess = "iner"\n[access.inner]\n').engine_settings()
 
 
+# ---- durability
+
+
+def test_where_everything_is_kept():
+    assert "data" not in Config().engine_settings()
+    d = toml('[durability]\ndata_dir = "/d"\nsync_every_ms = 20\n').engine_settings()["data"]
+    assert d == {
+        "dir": "/d",
+        "sync_every_ms": 20,
+        "cache_bytes_max": 67_108_864,
+        "deliver_after_safe": False,
+        "checkpoint_bytes_min": 67_108_864,
+    }
+    with pytest.raises(ConfigError, match="leave one of them out"):
+        toml('[durability]\ndata_dir = "/d"\nmemory = true\n').engine_settings()
+    assert place(toml('[durability]\ndata_dir = "x"\n'), {}).durability.data_dir == str(Path("x").absolute())
+    assert place(toml("[durability]\nmemory = true\n"), {"STATE_DIRECTORY": "/s"}).durability.data_dir is None
+    assert place(Config(), {"STATE_DIRECTORY": "/var/lib/roostmq:/other"}).durability.data_dir == "/var/lib/roostmq"
+    assert place(Config(), {}).durability.data_dir == platformdirs.user_data_dir("roostmq")
+
+
+def test_the_command_line_says_where():
+    written = toml('[durability]\ndata_dir = "/d"\nsync_every_ms = 5\n')
+    for o, memory, data_dir in (
+        (Overrides(), False, "/d"),
+        (Overrides(data="/e"), False, "/e"),
+        (Overrides(memory=True), True, None),
+    ):
+        found = override(written, o).durability
+        assert (found.memory, found.data_dir, found.sync_every_ms) == (memory, data_dir, 5)
+    assert (
+        override(toml("[durability]\nmemory = true\n"), Overrides(data="/e")).engine_settings()["data"]["dir"] == "/e"
+    )
+
+
+def test_ack_classes():
+    """By listener and by topic filter; the default is `durable` everywhere."""
+    s = toml(
+        '[durability]\nack = "memory"\n[durability.ack_filters]\n"meters/+/#" = "durable"\n'
+        '[listeners.a]\n[listeners.b]\nack = "replicated"\nack_lower = true\n'
+    ).engine_settings()
+    assert [(x["ack"], x.get("ack_lower", False)) for x in s["listeners"]] == [("memory", False), ("replicated", True)]
+    assert s["ack_filters"] == [{"filter": "meters/+/#", "ack": "durable"}]
+    assert Config().durability.ack == "durable"
+    assert toml("", {"ROOST_DURABILITY__ACK_FILTERS": '{"a/#" = "memory"}'}).durability.ack_filters == {"a/#": "memory"}
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        (
+            '[durability]\nack = "durabel"\n',
+            2,
+            ["durability.ack", "`durabel` is not one of", "did you mean `durable`?"],
+        ),
+        ('[listeners.a]\nport = 1\nack = "disk"\n', 3, ["listeners.a.ack", "memory, replicated, durable"]),
+        ("[durability]\nsync_every_ms = -1\n", 2, ["durability.sync_every_ms", "-1 is below the least value, 0"]),
+        ('[durability]\ndatadir = "/d"\n', 2, ["durability.datadir", "did you mean `data_dir`?"]),
+        (
+            '[durability.ack_filters]\n"a.b/#" = "durable"\n"a/b+" = "memory"\n',
+            3,
+            ["ack_filters.a/b+", "`+` stands alone"],
+        ),
+        ('[durability.ack_filters]\n"a/#/b" = "memory"\n', 2, ["`#` stands alone on the last level"]),
+        ('[durability.ack_filters]\n"$share/g/a" = "memory"\n', 2, ["leave `$share/GROUP/` out"]),
+        ('[durability.ack_filters]\na = "memry"\n', 2, ["ack_filters.a", "did you mean `memory`?"]),
+        ("[durability]\nack_filters = 3\n", 2, ["durability.ack_filters", "a table is needed"]),
+    ],
+)
+def test_errors_of_durability_name_the_place(text, line, words):
+    test_errors_name_the_place(text, line, words)
+
+
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
 names = st.from_regex(r"[a-z][a-z0-9_-]{0,8}", fullmatch=True)
 configs = st.builds(
@@ -88,6 +162,16 @@ configs = st.builds(
     ),
     limits=st.builds(
         Limits, receive_maximum=st.integers(1, 65_535), queue_policy=st.sampled_from(["reject", "drop_oldest"])
+    ),
+    durability=st.builds(
+        Durability,
+        data_dir=st.none() | texts,
+        memory=st.booleans(),
+        ack=st.sampled_from(ACK_CLASSES),
+        ack_filters=st.dictionaries(
+            texts.filter(lambda t: wrong_filter(t) is None), st.sampled_from(ACK_CLASSES), max_size=3
+        ),
+        sync_every_ms=st.integers(0, 60_000),
     ),
     mqtt=st.builds(Mqtt, qos_max=st.integers(0, 2), assigned_id_prefix=texts, queue_qos0=st.booleans()),
 )
@@ -133,7 +217,8 @@ def test_debian_stock_file(tmp_path):
     assert s["access"][0] == s["access"][0] | {"allow_anonymous": False, "password_file": "/p"}
     assert config.log.file == "/var/log/mosquitto/mosquitto.log"
     assert config.pid_file == "/run/mosquitto/mosquitto.pid"
-    assert len(warnings) == 1
+    assert s["data"]["dir"] == "/var/lib/mosquitto"
+    assert not warnings
 
 
 def test_anonymous_as_in_mosquitto(tmp_path):
@@ -223,8 +308,26 @@ def test_unknown_and_wrong_values(tmp_path):
 
 
 def test_only_cosmetic_options_warn(tmp_path):
-    _, warnings = conf(tmp_path, "autosave_interval 5\nlog_timestamp true\nlog_facility 5\nmemory_limit 0\n")
-    assert len(warnings) == 4
+    _, warnings = conf(tmp_path, "log_timestamp true\nlog_facility 5\nmemory_limit 0\n")
+    assert len(warnings) == 3
+    _, warnings = conf(tmp_path, "autosave_interval 5\nautosave_on_changes true\n")
+    assert len(warnings) == 1, "said once"
+
+
+@pytest.mark.parametrize(
+    ("text", "memory", "data_dir"),
+    [
+        ("", True, None),
+        ("persistence false\npersistence_location /var/lib/mosquitto/\n", True, None),
+        ("persistence_location /d\n", True, None),
+        ("persistence true\npersistence_location /d/e/\n", False, "/d/e"),
+        ("persistence true\n", False, None),
+        ("persistence true\npersistence false\n", True, None),
+    ],
+)
+def test_persistence_as_in_mosquitto(tmp_path, text, memory, data_dir):
+    durability = conf(tmp_path, text)[0].durability
+    assert (durability.memory, durability.data_dir) == (memory, data_dir)
 
 
 def test_convert_keeps_everything(tmp_path):

@@ -22,6 +22,8 @@ class Overrides:
     lanes: int | None = None
     admin_port: int | None = None
     no_admin: bool = False
+    data: str | None = None
+    memory: bool = False
     ignore_unsupported: tuple[str, ...] = ()
 
 
@@ -62,9 +64,32 @@ def override(config: Config, o: Overrides) -> Config:
         config = dataclasses.replace(config, lanes=o.lanes)
     if o.no_admin:
         config = dataclasses.replace(config, admin=dataclasses.replace(config.admin, enabled=False))
+    if o.data is not None or o.memory:
+        config = dataclasses.replace(
+            config, durability=dataclasses.replace(config.durability, data_dir=o.data, memory=o.memory)
+        )
     if o.admin_port is not None:
         config = dataclasses.replace(config, admin=Admin(True, config.admin.host, o.admin_port))
     return config
+
+
+def place(config: Config, env: Mapping[str, str] | None = None) -> Config:
+    """The configuration with an absolute data directory, unless everything stays in memory.
+
+    Where none is configured: systemd's state directory (`STATE_DIRECTORY`), else the user's data directory.
+    """
+    env = os.environ if env is None else env
+    found = config.durability.data_dir
+    if config.durability.memory:
+        return config
+    if found is None and env.get("STATE_DIRECTORY"):
+        found = env["STATE_DIRECTORY"].split(":")[0]
+    if found is None:
+        import platformdirs
+
+        found = platformdirs.user_data_dir("roostmq")
+    whole = os.path.abspath(os.path.expanduser(found))
+    return dataclasses.replace(config, durability=dataclasses.replace(config.durability, data_dir=whole))
 
 
 def problems(config: Config) -> list[str]:
@@ -79,6 +104,7 @@ def problems(config: Config) -> list[str]:
         files = {"password_file": rules.password_file, "acl_file": rules.acl_file}
         files |= {"jwt.key_file": rules.jwt.key_file} if rules.jwt else {}
         found += [_missing(f"access.{name}.{option}", file) for option, file in files.items()]
+    found.append(_no_folder("durability.data_dir", config.durability.data_dir))
     return [text for text in found if text]
 
 
@@ -86,3 +112,9 @@ def _missing(option: str, file: str | None) -> str | None:
     if not file or os.access(file, os.R_OK):
         return None
     return f"{option}: {file} is not there or cannot be read"
+
+
+def _no_folder(option: str, path: str | None) -> str | None:
+    if path is None or os.path.isdir(path) or not os.path.lexists(path):
+        return None
+    return f"{option}: {path} is there and not a directory"

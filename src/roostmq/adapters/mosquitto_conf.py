@@ -20,7 +20,7 @@ BIG = 1_000_000_000
 
 COSMETIC = frozenset(
     """
-    allow_duplicate_messages autosave_interval autosave_on_changes bind_interface check_retain_source dhparamfile
+    allow_duplicate_messages bind_interface check_retain_source dhparamfile
     enable_control_api http_dir log_facility log_timestamp log_timestamp_format memory_limit persistence_file
     retry_interval socket_domain store_clean_interval tls_engine tls_engine_kpass_sha1 tls_keyform
     websockets_headers_size websockets_log_level
@@ -115,7 +115,8 @@ class Draft:
     mqtt: dict[str, Any] = field(default_factory=dict)
     log: dict[str, Any] = field(default_factory=dict)
     sys: dict[str, Any] = field(default_factory=dict)
-    data_dir: str | None = None
+    durability: dict[str, Any] = field(default_factory=lambda: {"memory": True})
+    autosave: bool = False
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -250,11 +251,11 @@ def _allow_empty(d: Draft, line: Line) -> None:
     d.mqtt["allow_empty_client_id"] = line.flag()
 
 
-def _persistence(d: Draft, line: Line) -> None:
-    if line.name == "persistence_location":
-        d.data_dir = line.text()
-    elif line.name == "persistence" and line.flag():
-        d.warnings.append(f"{line.file}, line {line.number}: sessions are kept in memory in this version")
+def _autosave(d: Draft, line: Line) -> None:
+    line.text()
+    if not d.autosave:
+        d.warnings.append(f"{line.file}, line {line.number}: {line.name} has no effect: what is acknowledged is saved")
+    d.autosave = True
 
 
 HANDLERS: dict[str, Callable[[Draft, Line], None]] = {
@@ -306,8 +307,10 @@ HANDLERS: dict[str, Callable[[Draft, Line], None]] = {
     "log_dest": _log_dest,
     "pid_file": _set("top", "pid_file", Line.text),
     "user": _set("top", "user", Line.text),
-    "persistence": _persistence,
-    "persistence_location": _persistence,
+    "persistence": _set("durability", "memory", lambda line: not line.flag()),
+    "persistence_location": _set("durability", "data_dir", lambda line: line.text().rstrip("/") or "/"),
+    "autosave_interval": _autosave,
+    "autosave_on_changes": _autosave,
 }
 
 
@@ -349,7 +352,8 @@ def _tables(d: Draft) -> dict[str, Any]:
             access[name] = {"allow_anonymous": not configured, **own}
             listeners[name]["access"] = name
     tables = {"listeners": listeners, "access": access, "limits": d.limits, "mqtt": d.mqtt, "log": d.log, "sys": d.sys}
-    return {**d.top, **tables}
+    durability = {"memory": True} if d.durability["memory"] else d.durability  # as in mosquitto: off unless asked for
+    return {**d.top, **tables, "durability": durability}
 
 
 def _checked_tls(listener: dict[str, Any]) -> dict[str, Any]:
