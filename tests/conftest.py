@@ -30,6 +30,7 @@ class Running:
     listening: list[tuple[str, str]] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
     clients: list[Client] = field(default_factory=list)
+    data: str | None = None
     threads: list[threading.Thread] = field(default_factory=list)
 
     def address(self, kind: str = "mqtt", nth: int = 0) -> tuple[str, int]:
@@ -58,9 +59,10 @@ class Running:
         return code
 
 
-def start(args: list[str], env: dict[str, str] | None = None) -> Running:
-    """Start `roost run` and wait for `ready`."""
-    command = [sys.executable, "-m", "roostmq", "run", *args]
+def start(args: list[str], env: dict[str, str] | None = None, *, keep: bool = False) -> Running:
+    """Start `roost run` and wait for `ready`; in memory, unless the words name `--data` or `keep` lets it choose."""
+    where = [] if keep or "--data" in args or "--memory" in args else ["--memory"]
+    command = [sys.executable, "-m", "roostmq", "run", *args, *where]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}
     )
@@ -72,6 +74,8 @@ def start(args: list[str], env: dict[str, str] | None = None) -> Running:
     for line in process.stdout:
         if line.strip() == "ready":
             break
+        if line.startswith("data "):
+            running.data = line.removeprefix("data ").strip()
         if found := re.fullmatch(r"listening (\S+) (\S+)\n", line):
             running.listening.append((found[1], found[2]))
     else:

@@ -43,7 +43,7 @@ def test_help_and_version():
     [
         ([], 2, ""),
         (["rum"], 2, "did you mean `run`?"),
-        (["run", "--data", "/tmp/x"], 1, "--data"),
+        (["run", "--data", "/tmp/x", "--memory"], 2, "not allowed with"),
         (["run", "--port", "70000"], 1, "not between 0 and 65535"),
         (["run", "--config", "/nowhere.toml"], 1, "/nowhere.toml: cannot be read"),
         (["run", "--host", "192.0.2.1", "--port", "0"], 1, "allow_anonymous = true"),
@@ -72,7 +72,7 @@ def test_run_prints_its_listeners_then_ready_and_ends_with_0(tmp_path):
 
 def test_a_port_in_use_is_said():
     running = start(["--port", "0", "--no-admin"])
-    done = roost("run", "--port", str(running.port), "--no-admin")
+    done = roost("run", "--port", str(running.port), "--no-admin", "--memory")
     assert running.stop() == 0
     assert done.returncode == 1
     assert f"{running.port} is in use" in done.stderr
@@ -180,13 +180,14 @@ def test_a_blocked_interpreter_disturbs_no_client():
         "import signal, time, sys\n"
         "signal.signal(signal.SIGUSR1, lambda *_: time.sleep(3))\n"
         "from roostmq.interface.cli import main\n"
-        "main(['run', '--port', '0', '--no-admin'])\n"
+        "main(['run', '--port', '0', '--no-admin', '--memory'])\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     from wire import Client
 
+    assert process.stdout.readline() == "data memory\n"
     line = process.stdout.readline()
     address = ("127.0.0.1", int(line.rpartition(":")[2]))
     assert process.stdout.readline() == "ready\n"

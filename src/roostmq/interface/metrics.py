@@ -33,7 +33,25 @@ TEXTS = {
     "queued": "Messages waiting for sessions.",
     "queued_bytes": "Bytes of messages waiting for sessions.",
     "inflight": "Messages sent and not acknowledged.",
+    "shared_groups": "Groups of shared subscriptions.",
+    "clients_maximum": "Most clients connected at once since the start.",
+    "publish_bytes_received": "Bytes of payload in PUBLISH packets from clients.",
+    "publish_bytes_sent": "Bytes of payload in PUBLISH packets to clients.",
+    "sessions_expired": "Sessions that have ended by their expiry.",
+    "messages_expired": "Messages that have expired before they were delivered.",
+    "sockets_accepted": "Sockets accepted.",
+    "sockets_refused": "Sockets closed at once because of a bound.",
+    "disk_ok": "1 if the disk takes what must be kept, 0 while it does not.",
+    "log_bytes": "Bytes of the log on disk, spare segments left out.",
+    "log_segments": "Segments of the log on disk.",
+    "log_bytes_written": "Bytes written to the log, checkpoints and cleaning included.",
+    "log_groups": "Groups written to the log, each with one sync.",
+    "log_records": "Records written to the log.",
+    "damaged": "Damaged places met on disk; each is named in a log line.",
+    "checkpoints": "Checkpoints finished.",
 }
+TEXTS |= {f"publish_received_qos{qos}": f"PUBLISH packets with QoS {qos} from clients." for qos in range(3)}
+TEXTS |= {f"publish_sent_qos{qos}": f"PUBLISH packets with QoS {qos} to clients." for qos in range(3)}
 
 
 class Reading(Collector):

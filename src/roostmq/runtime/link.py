@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import threading
 from collections.abc import Callable
 
 from roostmq.engine import Engine, Event, Settings
@@ -15,11 +16,42 @@ from roostmq.engine import Engine, Event, Settings
 Listener = Callable[[Event], None]
 
 
+async def start(settings: Settings) -> Engine:
+    """Start an engine on a thread of its own: reading the log may take seconds.
+
+    Raises EngineError. A cancelled wait leaves the thread behind; it never keeps the process alive.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Engine] = loop.create_future()
+
+    def finish(engine: Engine | None, error: Exception | None) -> None:
+        if done.cancelled():
+            if engine is not None:
+                engine.stop()
+        elif engine is not None:
+            done.set_result(engine)
+        elif error is not None:
+            done.set_exception(error)
+
+    def work() -> None:
+        engine: Engine | None = None
+        error: Exception | None = None
+        try:
+            engine = Engine.start(settings)
+        except Exception as problem:
+            error = problem
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(finish, engine, error)
+
+    threading.Thread(target=work, name="roost-start", daemon=True).start()
+    return await done
+
+
 class Link:
     """An engine whose events arrive in the running loop."""
 
-    def __init__(self, settings: Settings, on_event: Listener) -> None:
-        self.engine = Engine.start(settings)
+    def __init__(self, engine: Engine, on_event: Listener) -> None:
+        self.engine = engine
         self._on_event = on_event
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Event]] = {}
@@ -43,13 +75,16 @@ class Link:
                 self._reload.set_result(event)
             self._on_event(event)
 
-    async def ask(self, what: str, **fields: object) -> Event:
-        """Ask for `stats` or `drops` and wait for the answer."""
+    async def ask(self, what: str, *, at_most_s: float = 10, **fields: object) -> Event:
+        """Ask for `stats`, `drops`, `why` or `export` and wait for the answer. Raises TimeoutError."""
         number = next(self._ids)
         answer: asyncio.Future[Event] = self._loop.create_future()
         self._waiting[number] = answer
         self.engine.submit({"do": what, "id": number, **fields})
-        return await asyncio.wait_for(answer, 10)
+        try:
+            return await asyncio.wait_for(answer, at_most_s)
+        finally:
+            self._waiting.pop(number, None)
 
     async def reload(self, settings: Settings) -> str | None:
         """Read access rules, certificates and limits anew; the text of what went wrong, or None."""

@@ -1,7 +1,8 @@
 """A broker process: engine, signals, `$SYS`, log lines, the admin port.
 
-Start order: every socket is bound and printed, then `ready`, then the web stack is imported in a thread, so that the
-broker serves before it can be looked at.
+Start order: `data DIR` is printed, the engine reads its log, every socket is bound and printed, then `ready`, then the
+web stack is imported in a thread, so that the broker serves before it can be looked at. Only if reading the log takes
+longer than a second the web stack comes first, so that `/readyz` can say why.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from typing import Any
 
 from roostmq import engine
 from roostmq.config import Config
-from roostmq.engine import Event
+from roostmq.engine import Event, Settings
 from roostmq.errors import ConfigError, EngineError, RoostError
-from roostmq.runtime.link import Link
+from roostmq.runtime.link import Link, start
 from roostmq.runtime.sys_topics import SysTopics
 
 GRACE_S = 0.2
+EXPORT_S = 3600
 CONNECTION_LINES_MAX = 200  # each second; a storm is summed up in one line
 
 Say = Callable[[str], None]
@@ -36,7 +38,8 @@ class Node:
     def __init__(self, config: Config, reread: Callable[[], Config], log: Any, say: Say, serve: Serve | None) -> None:
         self.config, self._reread, self.log, self._say, self._serve = config, reread, log, say, serve
         self.link: Link | None = None
-        self.ready = False
+        self.not_ready: str | None = "starting"
+        self.disk_error: str | None = None
         self.started_s = time.monotonic()
         self._end = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -49,33 +52,57 @@ class Node:
             loop.add_signal_handler(number, self._end.set)
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self.reload()))
         admin = self._bind_admin()
-        self.link = Link(self.config.engine_settings(), self._on_event)
-        self.link.drain()
+        folder = self.config.durability.data_dir
+        self._say("data memory" if folder is None else f"data {folder}")
+        link = self.link = await self._open(self.config.engine_settings(), admin)
+        if link is None:
+            return
+        link.drain()
         if admin is not None:
             host, port = admin.getsockname()[:2]
             self._say(f"listening http {f'[{host}]' if ':' in host else host}:{port}")
         with self._pid_file():
-            self._become_user()
-            self.ready = True
+            become_user(self.config.user, folder)
+            self.not_ready = None
             self._say("ready")
             notify("READY=1")
-            if admin is not None and self._serve is not None:
-                self._spawn(self._serving(self._serve, admin))
+            self._serve_admin(admin)
             if self.config.sys.interval_s:
                 self._spawn(self._publish_sys())
             await self._end.wait()
             notify("STOPPING=1")
-            self.ready = False
+            self.not_ready = "stopping"
             for task in self._tasks:
                 task.cancel()
-            await self.link.stop(GRACE_S)
+            await link.stop(GRACE_S)
+
+    async def _open(self, settings: Settings, admin: socket.socket | None) -> Link | None:
+        """Start the engine, saying once a second that it still reads its log; None if told to end meanwhile."""
+        begin_s = time.monotonic()
+        starting = asyncio.ensure_future(start(settings))
+        ending = asyncio.ensure_future(self._end.wait())
+        try:
+            while not starting.done():
+                await asyncio.wait({starting, ending}, timeout=1, return_when=asyncio.FIRST_COMPLETED)
+                if starting.done():
+                    break
+                if ending.done():
+                    return None
+                elapsed_s = int(time.monotonic() - begin_s)
+                self.not_ready = f"recovering, {elapsed_s} s so far"
+                self.log.info("recovering", elapsed_s=elapsed_s)
+                notify(f"STATUS={self.not_ready}\nEXTEND_TIMEOUT_USEC=30000000")
+                self._serve_admin(admin)
+            return Link(starting.result(), self._on_event)
+        finally:
+            starting.cancel()
+            ending.cancel()
 
     async def reload(self) -> None:
         """SIGHUP: the configuration is read anew; if it is wrong, the old one stays."""
         try:
             config = self._reread()
-            assert self.link is not None
-            error = await self.link.reload(config.engine_settings())
+            error = await self._running().reload(config.engine_settings())
         except RoostError as problem:
             error = str(problem)
         if error is None:
@@ -85,10 +112,21 @@ class Node:
             self.log.error("reload failed, the old configuration stays", error=error)
 
     async def stats(self) -> dict[str, Any]:
-        """Counters and gauges of the engine."""
+        """Counters and gauges of the engine. Raises EngineError before it has started."""
+        return (await self._running().ask("stats")).fields
+
+    async def why(self, client_id: str, topic: str | None) -> dict[str, Any]:
+        """What became of a client's messages: the `why` event of docs/formats/door.md."""
+        return (await self._running().ask("why", client_id=client_id, topic=topic)).fields
+
+    async def export(self, file: str) -> dict[str, Any]:
+        """Write everything that is kept to a file while the broker runs: the `exported` event."""
+        return (await self._running().ask("export", at_most_s=EXPORT_S, file=file)).fields
+
+    def _running(self) -> Link:
         if self.link is None:
-            raise EngineError("the engine has not started")
-        return (await self.link.ask("stats")).fields
+            raise EngineError(f"the engine has not started: {self.not_ready}")
+        return self.link
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -100,8 +138,11 @@ class Node:
         if not task.cancelled() and (error := task.exception()):
             self.log.error("a task has failed", error=repr(error))
 
-    async def _serving(self, serve: Serve, admin: socket.socket) -> None:
-        await serve(admin, self)
+    def _serve_admin(self, admin: socket.socket | None) -> None:
+        """Begin to serve HTTP; a second call does nothing."""
+        serve, self._serve = self._serve, None
+        if admin is not None and serve is not None:
+            self._spawn(serve(admin, self))
 
     def _bind_admin(self) -> socket.socket | None:
         admin = self.config.admin
@@ -137,18 +178,6 @@ class Node:
             with contextlib.suppress(OSError):
                 os.unlink(path)
 
-    def _become_user(self) -> None:
-        if self.config.user and os.geteuid() == 0 and self.config.user != "root":
-            import pwd
-
-            try:
-                entry = pwd.getpwnam(self.config.user)
-            except KeyError:
-                raise ConfigError(f"user: there is no user `{self.config.user}`", option="user") from None
-            os.initgroups(self.config.user, entry.pw_gid)
-            os.setgid(entry.pw_gid)
-            os.setuid(entry.pw_uid)
-
     async def _publish_sys(self) -> None:
         topics = SysTopics(engine.version())
         interval_s = self.config.sys.interval_s
@@ -158,8 +187,7 @@ class Node:
             changed = topics.update(await self.stats(), now_s - last_s)
             last_s = now_s
             commands = [engine.publish_command(t, v.encode(), retain=True) for t, v in changed.items()]
-            if self.link is not None:
-                self.link.engine.submit(*commands)
+            self._running().engine.submit(*commands)
             await asyncio.sleep(interval_s)
 
     def _on_event(self, event: Event) -> None:
@@ -170,6 +198,12 @@ class Node:
                 self._connection_line(event)
             case "lane_failed":
                 self.log.error("a lane has failed and was restarted", **event.fields)
+            case "recovered":
+                self.log.info("recovered", **event.fields)
+            case "damaged":
+                self.log.warning("damaged", **event.fields)
+            case "disk":
+                self._disk(event)
             case "suppressed":
                 self.log.warning("events were suppressed", **event.fields)
             case "socket_closed":
@@ -178,6 +212,13 @@ class Node:
                 self.log.debug("session expired", **event.fields)
             case _:
                 pass
+
+    def _disk(self, event: Event) -> None:
+        self.disk_error = None if event["ok"] else str(event["error"])
+        if event["ok"]:
+            self.log.info("disk", ok=True)
+        else:
+            self.log.error("disk", ok=False, error=self.disk_error)
 
     def _connection_line(self, event: Event) -> None:
         if not self.config.log.connection_messages:
@@ -192,6 +233,29 @@ class Node:
             self._hidden += 1
         else:
             self.log.info(event.name, **{k: v for k, v in event.fields.items() if v is not None})
+
+
+def become_user(name: str | None, folder: str | None) -> None:
+    """Stop being root, if a user is configured and we are; the data directory is given to that user.
+
+    Raises ConfigError if there is no such user.
+    """
+    if not name or name == "root" or os.geteuid() != 0:
+        return
+    import pwd
+
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        raise ConfigError(f"user: there is no user `{name}`", option="user") from None
+    if folder is not None:
+        for place, folders, files in os.walk(folder):
+            for path in (place, *(os.path.join(place, one) for one in (*folders, *files))):
+                with contextlib.suppress(FileNotFoundError):  # a segment that was given back meanwhile
+                    os.chown(path, entry.pw_uid, entry.pw_gid, follow_symlinks=False)
+    os.initgroups(name, entry.pw_gid)
+    os.setgid(entry.pw_gid)
+    os.setuid(entry.pw_uid)
 
 
 def notify(state: str) -> None:

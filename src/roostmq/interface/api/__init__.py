@@ -1,4 +1,4 @@
-"""HTTP: `/healthz`, `/readyz`, `/metrics`, `/api/v1/info`. Imported only after the broker serves."""
+"""HTTP: `/healthz`, `/readyz`, `/metrics`, `/api/v1/...`. Imported only after the broker serves."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import asyncio
 import platform
 import socket
 from typing import TYPE_CHECKING, Any
+
+from roostmq.errors import RoostError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -41,6 +43,7 @@ def make_app(node: Node) -> FastAPI:
     from fastapi.responses import JSONResponse, Response
 
     from roostmq import engine
+    from roostmq.interface.api.kept import add_routes
     from roostmq.interface.metrics import exposition
 
     app = FastAPI(title="RoostMQ", version=engine.version(), docs_url=None, redoc_url=None)
@@ -52,8 +55,11 @@ def make_app(node: Node) -> FastAPI:
 
     @app.get("/readyz")
     async def readyz() -> JSONResponse:
-        """The broker serves clients."""
-        return JSONResponse({"ready": node.ready}, status_code=200 if node.ready else 503)
+        """The broker serves clients and keeps what it accepts; 503 with a reason while it does not."""
+        reason = not_ready(node)
+        if reason is None:
+            return JSONResponse({"ready": True})
+        return JSONResponse({"ready": False, "reason": reason}, 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -69,6 +75,7 @@ def make_app(node: Node) -> FastAPI:
             "version": engine.version(),
             "python": platform.python_version(),
             "uptime_s": stats["uptime_ms"] / 1000,
+            "data_dir": node.config.durability.data_dir,
             "lanes": len(stats["lanes"]),
             "connections": stats["gauges"]["connections"],
             "sessions": stats["gauges"]["sessions"],
@@ -76,4 +83,18 @@ def make_app(node: Node) -> FastAPI:
             "gauges": stats["gauges"],
         }
 
+    @app.exception_handler(RoostError)
+    @app.exception_handler(TimeoutError)
+    async def failed(_: object, error: Exception) -> JSONResponse:
+        """The engine does not answer, or not yet."""
+        return JSONResponse({"error": str(error) or "the engine does not answer in time"}, 503)
+
+    add_routes(app, node)
     return app
+
+
+def not_ready(node: Node) -> str | None:
+    """Why the broker is not ready; None if it is."""
+    if node.not_ready is not None:
+        return node.not_ready
+    return None if node.disk_error is None else f"the disk does not take what must be kept: {node.disk_error}"

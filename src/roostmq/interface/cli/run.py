@@ -8,7 +8,7 @@ import gc
 from pathlib import Path
 from typing import Any
 
-from roostmq.adapters.config_file import Overrides, load
+from roostmq.adapters.config_file import Overrides, load, place
 from roostmq.config import Config
 from roostmq.errors import ConfigError
 from roostmq.interface.logs import make_logger
@@ -19,15 +19,16 @@ def parser() -> argparse.ArgumentParser:
     """Options of `roost run`."""
     p = argparse.ArgumentParser(
         prog="roost run",
-        description="Run a broker. Without options it serves 127.0.0.1:1883; anonymous clients are welcome there.",
+        description="Run a broker. Without options it serves 127.0.0.1:1883, where anonymous clients are welcome, and "
+        "keeps sessions, queues and retained messages in the user's data directory.",
         epilog="SIGTERM and SIGINT end it, SIGHUP reads passwords, ACL, certificates and limits anew.",
     )
     p.add_argument("-c", "--config", type=Path, metavar="FILE", help="roost.toml or a mosquitto.conf")
     p.add_argument("--host", metavar="H", help="address of the first listener")
     p.add_argument("-p", "--port", type=int, metavar="N", help="port of the first listener; 0 picks a free one")
     where = p.add_mutually_exclusive_group()
-    where.add_argument("--data", type=Path, metavar="DIR", help="keep everything on disk (not in this version)")
-    where.add_argument("--memory", action="store_true", help="keep everything in memory")
+    where.add_argument("--data", type=Path, metavar="DIR", help="directory where everything is kept")
+    where.add_argument("--memory", action="store_true", help="keep everything in memory: it ends with the process")
     p.add_argument("--lanes", type=int, metavar="N", help="threads that carry traffic; default one per core")
     admin = p.add_mutually_exclusive_group()
     admin.add_argument("--admin-port", type=int, metavar="N", help="port of health, metrics and information")
@@ -46,8 +47,6 @@ def parser() -> argparse.ArgumentParser:
 def main(words: list[str]) -> int:
     """Run until told to stop."""
     options = parser().parse_args(words)
-    if options.data is not None:
-        raise ConfigError("--data: this version keeps everything in memory; leave --data out")
     for name in ("port", "admin_port"):
         value = getattr(options, name)
         if value is not None and not 0 <= value <= 65_535:
@@ -58,15 +57,18 @@ def main(words: list[str]) -> int:
         lanes=options.lanes,
         admin_port=options.admin_port,
         no_admin=options.no_admin,
+        data=None if options.data is None else str(options.data),
+        memory=options.memory,
         ignore_unsupported=tuple(options.ignore_unsupported),
     )
     config, warnings = load(options.config, overrides=overrides)
+    config = place(config)
     log = make_logger(_verbose(config) if options.verbose else config.log)
     for warning in warnings:
         log.warning(warning)
 
     def reread() -> Config:
-        return load(options.config, overrides=overrides)[0]
+        return place(load(options.config, overrides=overrides)[0])
 
     node = Node(config, reread, log, _say, _serve if config.admin.enabled else None)
     gc.collect()
