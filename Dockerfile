@@ -6,9 +6,11 @@ RUN python3 -m venv /build && /build/bin/pip install "maturin>=1.9,<2" && /build
 
 FROM python:3.11-slim-bookworm
 COPY --from=build /dist/*.whl /tmp/
-RUN pip install --no-cache-dir /tmp/*.whl && rm /tmp/*.whl && useradd --system roostmq && mkdir /config && chown roostmq /config
+RUN pip install --no-cache-dir /tmp/*.whl && rm /tmp/*.whl && useradd --system roostmq && mkdir /config /data && chown roostmq /config /data
 USER roostmq
-VOLUME ["/config"]
+VOLUME ["/config", "/data"]
+# Everything is kept in /data unless the configuration names another place.
+ENV STATE_DIRECTORY=/data
 EXPOSE 1883 18083
 # A container is reached over the network: say who may connect in /config/roost.toml.
 ENTRYPOINT ["roost"]
