@@ -94,3 +94,32 @@ def version() -> str:
 def hash_password(password: str) -> str:
     """`$argon2id$...` of a password, with a new salt."""
     return _engine.hash_password(password)
+
+
+def data_inspect(folder: str) -> dict[str, Any]:
+    """What is in a data directory that no broker uses: counts, segments, digests by partition, damage (door.md)."""
+    return _of_data("data_inspect", folder)
+
+
+def data_verify(folder: str) -> dict[str, Any]:
+    """Read every record of a data directory: `ok`, how much was checked, what is damaged, what can be done."""
+    return _of_data("data_verify", folder)
+
+
+def data_export(folder: str, file: str) -> dict[str, Any]:
+    """Write a data directory to a file of docs/formats/export.md; the numbers of what is in it."""
+    return _of_data("data_export", folder, file)
+
+
+def data_import(folder: str, file: str) -> dict[str, Any]:
+    """Fill an empty data directory from such a file; the numbers of what is in it."""
+    return _of_data("data_import", folder, file)
+
+
+def _of_data(name: str, *words: str) -> dict[str, Any]:
+    """Raises EngineError: a directory in use, of a newer version or without a broker's data; a file that is wrong."""
+    try:
+        answer: dict[str, Any] = json.loads(getattr(_engine, name)(*words))
+    except _engine.EngineError as error:
+        raise EngineError(str(error)) from None
+    return answer

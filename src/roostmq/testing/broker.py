@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import threading
 import time
 from types import TracebackType
@@ -27,14 +28,25 @@ __all__ = ["Broker", "Message"]
 
 
 class Broker:
-    """A broker on a free port of loopback, one lane, everything in memory.
+    """A broker on a free port of loopback, one lane; everything in memory, or in the directory `data`.
 
     `options` are tables as in roost.toml: `Broker(limits={"receive_maximum": 10}, mqtt={"qos_max": 1})`.
-    Raises ConfigError for options that do not exist and EngineError if the broker cannot start.
+    Raises ConfigError for options that do not exist and EngineError if the broker cannot start (a directory in use).
     """
 
-    def __init__(self, *, host: str = "127.0.0.1", port: int = 0, lanes: int = 1, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        lanes: int = 1,
+        data: str | os.PathLike[str] | None = None,
+        **options: Any,
+    ) -> None:
         config = Reader().read({"lanes": lanes, **options})
+        if data is not None:
+            durability = dataclasses.replace(config.durability, data_dir=os.path.abspath(data), memory=False)
+            config = dataclasses.replace(config, durability=durability)
         if not config.listeners:
             config = dataclasses.replace(config, listeners={"tcp": Listener(host=host, port=port)})
         if not config.access:
@@ -133,6 +145,12 @@ class Broker:
         self.engine.submit({"do": "drops", "id": number, "client_id": client_id})
         entries: list[dict[str, Any]] = self._answer("drops", number, timeout)["entries"]
         return entries
+
+    def why(self, client_id: str, topic: str | None = None, timeout: float = 5.0) -> dict[str, Any]:
+        """What became of a client's messages: the fields of the `why` event (docs/formats/door.md)."""
+        number = next(self._ids)
+        self.engine.submit({"do": "why", "id": number, "client_id": client_id, "topic": topic})
+        return self._answer("why", number, timeout).fields
 
     def _answer(self, name: str, number: int, timeout: float) -> Event:
         until = time.monotonic() + timeout

@@ -17,6 +17,8 @@ COMMANDS = {
     "sub": "subscribe and print messages",
     "passwd": "manage a password file",
     "config": "check, convert or describe a configuration",
+    "data": "look into, check, export and import a data directory",
+    "why": "say what became of a client's messages",
     "version": "print the version",
 }
 
@@ -80,6 +82,14 @@ def _run(name: str, words: list[str]) -> int:
         from roostmq.interface.cli import config
 
         return config.main(words)
+    if name == "data":
+        from roostmq.interface.cli import data
+
+        return data.main(words)
+    if name == "why":
+        from roostmq.interface.cli import why
+
+        return why.main(words)
     from roostmq.interface.cli import client
 
     return client.publish(words) if name == "pub" else client.subscribe(words)
