@@ -61,9 +61,10 @@ class Link:
         self.stopped = asyncio.Event()
         self._reload: asyncio.Future[Event] | None = None
 
-    def drain(self) -> None:
-        """Take the events that wait."""
-        for event in self.engine.events():
+    def drain(self) -> int:
+        """Take the events that wait, a batch of them at most; how many it were."""
+        events = self.engine.events()
+        for event in events:
             answer = self._waiting.pop(event.fields.get("id", 0), None)
             if answer is not None:
                 if not answer.done():
@@ -74,6 +75,7 @@ class Link:
             if event.name == "reloaded" and self._reload is not None and not self._reload.done():
                 self._reload.set_result(event)
             self._on_event(event)
+        return len(events)
 
     async def ask(self, what: str, *, at_most_s: float = 10, **fields: object) -> Event:
         """Ask for `stats`, `drops`, `why` or `export` and wait for the answer. Raises TimeoutError."""

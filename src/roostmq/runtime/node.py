@@ -57,7 +57,8 @@ class Node:
         link = self.link = await self._open(self.config.engine_settings(), admin)
         if link is None:
             return
-        link.drain()
+        while link.drain():  # `listening` comes after what was found damaged
+            pass
         if admin is not None:
             host, port = admin.getsockname()[:2]
             self._say(f"listening http {f'[{host}]' if ':' in host else host}:{port}")
