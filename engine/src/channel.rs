@@ -43,6 +43,8 @@ pub struct Outcome {
     pub rejected: u32,
     /// It was to be retained and there was no room.
     pub retain_failed: bool,
+    /// A persistent session wanted it and the disk takes nothing: it must not be acknowledged as taken.
+    pub disk_failed: bool,
 }
 
 impl Outcome {
@@ -51,5 +53,6 @@ impl Outcome {
         self.accepted += other.accepted;
         self.rejected += other.rejected;
         self.retain_failed |= other.retain_failed;
+        self.disk_failed |= other.disk_failed;
     }
 }

@@ -25,9 +25,12 @@ impl Held {
         self.last + 1
     }
 
-    /// Takes an identifier.
+    /// Takes an identifier. Taking it again changes nothing.
     pub fn hold(&mut self, id: u16, n: u64) {
         self.last = self.last.max(n);
+        if self.get(id).is_some() {
+            return;
+        }
         self.ids.push((id, n));
     }
 
@@ -45,6 +48,24 @@ impl Held {
     #[must_use]
     pub fn answered(&self) -> u64 {
         self.ids.iter().map(|(_, n)| *n).min().map_or(self.last, |n| n - 1)
+    }
+
+    /// The highest number given so far.
+    #[must_use]
+    pub const fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// As a checkpoint says.
+    #[must_use]
+    pub const fn restore(ids: Vec<(u16, u64)>, last: u64) -> Self {
+        Self { ids, last }
+    }
+
+    /// Identifiers with their numbers.
+    #[must_use]
+    pub fn ids(&self) -> &[(u16, u64)] {
+        &self.ids
     }
 
     /// Identifiers held.
@@ -68,6 +89,18 @@ pub struct Window {
 }
 
 impl Window {
+    /// As a checkpoint says.
+    #[must_use]
+    pub fn restore(floor: u64, above: &[u64]) -> Self {
+        Self { floor, above: SmallVec::from_slice(above) }
+    }
+
+    /// The floor and the numbers above it.
+    #[must_use]
+    pub fn parts(&self) -> (u64, &[u64]) {
+        (self.floor, &self.above)
+    }
+
     /// Was it taken before?
     #[must_use]
     pub fn taken(&self, n: u64) -> bool {
@@ -79,7 +112,7 @@ impl Window {
         self.floor = self.floor.max(answered);
         let floor = self.floor;
         self.above.retain(|x| *x > floor);
-        if n > floor {
+        if n > floor && !self.above.contains(&n) {
             self.above.push(n);
         }
     }

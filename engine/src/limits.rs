@@ -24,6 +24,10 @@ pub struct Limits {
     pub queue_messages_max: usize,
     /// Bytes waiting for one session (drop reason `queue_bytes`).
     pub queue_bytes_max: usize,
+    /// Messages waiting for all persistent sessions together (drop reason `total_full`); 0 means no bound.
+    pub queue_total_messages_max: usize,
+    /// Bytes waiting for all persistent sessions together (drop reason `total_full`); 0 means no bound.
+    pub queue_total_bytes_max: usize,
     /// What happens when a session's queue is full.
     pub queue_policy: QueuePolicy,
     /// Unacknowledged messages towards one client; also bounded by its Receive Maximum.
@@ -72,6 +76,8 @@ impl Default for Limits {
             subscriptions_max: 10_000,
             queue_messages_max: 10_000,
             queue_bytes_max: 64 * 1024 * 1024,
+            queue_total_messages_max: 0,
+            queue_total_bytes_max: 0,
             queue_policy: QueuePolicy::DropNewest,
             inflight_max: 1_024,
             inflight_bytes_max: 0,
@@ -131,11 +137,17 @@ pub enum Drop {
     GroupFull,
     /// The publisher may not publish to this topic.
     NotAuthorized,
+    /// All queues together hold their bound.
+    TotalFull,
+    /// The disk takes nothing at the moment (PUBACK 0x97).
+    Disk,
+    /// The message was damaged on disk.
+    Damaged,
 }
 
 impl Drop {
     /// All reasons, in the order of their counters.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 13] = [
         Self::QueueFull,
         Self::QueueBytes,
         Self::SlowReader,
@@ -146,6 +158,9 @@ impl Drop {
         Self::RetainedFull,
         Self::GroupFull,
         Self::NotAuthorized,
+        Self::TotalFull,
+        Self::Disk,
+        Self::Damaged,
     ];
 
     /// The label in metrics and in the ledger.
@@ -162,6 +177,9 @@ impl Drop {
             Self::RetainedFull => "retained_full",
             Self::GroupFull => "group_full",
             Self::NotAuthorized => "not_authorized",
+            Self::TotalFull => "total_full",
+            Self::Disk => "disk",
+            Self::Damaged => "damaged",
         }
     }
 }

@@ -27,6 +27,8 @@ pub struct Head {
     pub publisher: u64,
     /// For QoS 2.
     pub origin: Origin,
+    /// Class `memory`: QoS 1 is acknowledged without waiting for the log.
+    pub memory: bool,
     /// Engine time at which the message expires, milliseconds; 0 is never.
     pub deadline_ms: u64,
     /// QoS it was published with.
@@ -108,6 +110,12 @@ impl Stored {
     #[must_use]
     pub fn head(&self) -> &Head {
         &self.0.header.header
+    }
+
+    /// Is it the very same copy?
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        std::ptr::eq(self.head(), other.head())
     }
 
     /// The message, borrowed.

@@ -39,29 +39,72 @@ pub enum Stage {
 pub struct GroupPlace {
     /// Partition of the group.
     pub partition: u16,
-    /// Place of the group in its partition.
-    pub slot: u32,
-    /// Which user of the place.
+    /// The group.
     pub uid: u64,
     /// Index in the group's queue.
     pub index: u64,
 }
 
-/// One message for one session.
+/// What few messages have.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Extra {
+    /// Identifiers of the subscriptions that matched.
+    pub ids: SubscriptionIds,
+    /// Set if a shared group dispatched it.
+    pub group: Option<GroupPlace>,
+}
+
+/// One message for one session. A million queues must fit: the body may be on disk only.
 #[derive(Debug)]
 pub struct Entry {
-    /// `None` once it is no longer needed.
-    pub message: Option<Stored>,
+    /// The body, if it is in memory.
+    pub body: Option<Stored>,
+    /// Address of the body in the log; 0 while it has none.
+    pub at: u64,
+    /// What few messages have.
+    pub extra: Option<Box<Extra>>,
+    /// Bytes of topic, properties and payload.
+    pub len: u32,
     /// Where it is on its way.
     pub stage: Stage,
     /// QoS of this delivery.
     pub qos: QoS,
     /// Retain flag of this delivery.
     pub retain: bool,
-    /// Identifiers of the subscriptions that matched.
-    pub ids: SubscriptionIds,
-    /// Set if a shared group dispatched it.
-    pub group: Option<Box<GroupPlace>>,
+}
+
+impl Extra {
+    /// Nothing for a message that needs none.
+    #[must_use]
+    pub fn of(ids: SubscriptionIds, group: Option<GroupPlace>) -> Option<Box<Self>> {
+        (!ids.is_empty() || group.is_some()).then(|| Box::new(Self { ids, group }))
+    }
+}
+
+impl Entry {
+    /// A message that has not been sent.
+    #[must_use]
+    pub fn waiting(body: Option<Stored>, len: u32, qos: QoS, retain: bool, extra: Option<Box<Extra>>) -> Self {
+        Self { body, at: 0, extra, len, stage: Stage::Waiting, qos, retain }
+    }
+
+    /// Subscription identifiers.
+    #[must_use]
+    pub fn ids(&self) -> SubscriptionIds {
+        self.extra.as_ref().map(|x| x.ids.clone()).unwrap_or_default()
+    }
+
+    /// Place in a shared group.
+    #[must_use]
+    pub fn group(&self) -> Option<GroupPlace> {
+        self.extra.as_ref().and_then(|x| x.group)
+    }
+
+    /// True while the message itself may still be wanted.
+    #[must_use]
+    pub const fn needs_body(&self) -> bool {
+        matches!(self.stage, Stage::Waiting | Stage::Sent | Stage::Again)
+    }
 }
 
 /// The queue of one session.
@@ -77,6 +120,10 @@ pub struct Queue {
     releases: usize,
     open: u32,
     open_bytes: usize,
+    /// Everything below it is finished, and safely so: identifiers up to 65,535 above it are free.
+    freed: u64,
+    /// A position of the log, and what is finished when it is safe.
+    mark: (u64, u64),
 }
 
 /// What `next_due` offers.
@@ -103,19 +150,43 @@ impl Queue {
         ((ahead as usize) < self.entries.len()).then_some(self.base + ahead)
     }
 
-    /// Appends a message and returns its index.
-    pub fn push(&mut self, entry: Entry) -> u64 {
-        self.bytes += entry.message.as_ref().map_or(0, Stored::len);
+    /// A queue whose first message will have this index.
+    #[must_use]
+    pub fn starting_at(base: u64) -> Self {
+        Self { base, freed: base, ..Self::default() }
+    }
+
+    /// Puts a message at its index. One that is there already, or was, changes nothing; missing ones before it count as
+    /// finished (their records were damaged).
+    pub fn put(&mut self, index: u64, entry: Entry) {
+        if index < self.next_index() {
+            return;
+        }
+        if index > self.next_index() && self.entries.is_empty() {
+            (self.base, self.freed) = (index, index);
+        }
+        while self.next_index() < index && self.entries.len() < IDENTIFIERS as usize {
+            let mut gone = Entry::waiting(None, 0, QoS::AtMostOnce, false, None);
+            gone.stage = Stage::Done;
+            self.entries.push_back(gone);
+        }
+        if index != self.next_index() {
+            return;
+        }
+        let len = entry.len as usize;
         match entry.stage {
             Stage::Waiting | Stage::Again => self.waiting += 1,
-            Stage::Sent | Stage::Received => {
-                self.open += 1;
-                self.open_bytes += entry.message.as_ref().map_or(0, Stored::len);
-            }
-            Stage::ReleaseAgain | Stage::Done => {}
+            Stage::Sent | Stage::Received => self.open += 1,
+            Stage::ReleaseAgain => self.releases += 1,
+            Stage::Done => {}
+        }
+        if entry.needs_body() {
+            self.bytes += len;
+        }
+        if entry.stage == Stage::Sent {
+            self.open_bytes += len;
         }
         self.entries.push_back(entry);
-        self.base + self.entries.len() as u64 - 1
     }
 
     /// The entry of an index.
@@ -135,7 +206,7 @@ impl Queue {
                 Stage::Sent | Stage::Received | Stage::Done => self.cursor += 1,
             }
         }
-        if self.cursor >= end || self.cursor - self.base >= IDENTIFIERS {
+        if self.cursor >= end || self.cursor.saturating_sub(self.freed) >= IDENTIFIERS {
             return None;
         }
         let index = self.cursor;
@@ -147,30 +218,51 @@ impl Queue {
     pub fn only_newest_waits(&self) -> bool {
         self.waiting == 1
             && self.releases == 0
-            && self.entries.len() as u64 <= IDENTIFIERS
+            && self.next_index() - self.freed <= IDENTIFIERS
             && self.entries.back().is_some_and(|e| e.stage == Stage::Waiting)
+    }
+
+    /// Learns how far the log is: `last` was written, `safe` is safe. What is finished frees its identifier only when
+    /// that is safe. True if something that waited for an identifier may go now.
+    pub fn free_identifiers(&mut self, safe: u64, last: u64) -> bool {
+        let before = self.freed;
+        if safe >= last {
+            self.freed = self.base;
+        } else if safe >= self.mark.0 {
+            self.freed = self.freed.max(self.mark.1);
+            self.mark = (last, self.base);
+        }
+        self.freed > before
+    }
+
+    /// True if the next message waits for an identifier that an earlier one has.
+    #[must_use]
+    pub fn lacks_identifier(&self) -> bool {
+        self.waiting > 0 && self.next_index() - self.freed > IDENTIFIERS
     }
 
     /// Moves an entry to another stage; one that is done gives up its message.
     pub fn mark(&mut self, index: u64, stage: Stage) {
         let Some(entry) = self.get_mut(index) else { return };
-        let (old, len) = (entry.stage, entry.message.as_ref().map_or(0, Stored::len));
+        let (old, len, had) = (entry.stage, entry.len as usize, entry.needs_body());
         entry.stage = stage;
-        let keeps = matches!(stage, Stage::Waiting | Stage::Sent | Stage::Again);
+        let keeps = entry.needs_body();
         if !keeps {
-            entry.message = None;
+            (entry.body, entry.at) = (None, 0);
+        }
+        if had && !keeps {
             self.bytes -= len;
         }
         let was_open = matches!(old, Stage::Sent | Stage::Received);
         let is_open = matches!(stage, Stage::Sent | Stage::Received);
         self.open = self.open + u32::from(is_open) - u32::from(was_open);
-        let old_bytes = if was_open { len } else { 0 };
-        let new_bytes = if is_open && keeps { len } else { 0 };
+        let old_bytes = if old == Stage::Sent { len } else { 0 };
+        let new_bytes = if stage == Stage::Sent { len } else { 0 };
         self.open_bytes = (self.open_bytes + new_bytes).saturating_sub(old_bytes);
         let was_waiting = matches!(old, Stage::Waiting | Stage::Again);
         let is_waiting = matches!(stage, Stage::Waiting | Stage::Again);
         self.waiting = self.waiting + usize::from(is_waiting) - usize::from(was_waiting);
-        self.releases -= usize::from(old == Stage::ReleaseAgain);
+        self.releases = self.releases + usize::from(stage == Stage::ReleaseAgain) - usize::from(old == Stage::ReleaseAgain);
         while self.entries.front().is_some_and(|e| e.stage == Stage::Done) {
             self.entries.pop_front();
             self.base += 1;
@@ -202,6 +294,24 @@ impl Queue {
         Some(self.base + at as u64)
     }
 
+    /// After a restart: what was sent before (all below `sent`) goes out again, of what was received only the release.
+    pub fn resume(&mut self, sent: u64) {
+        let base = self.base;
+        for (index, entry) in (base..).zip(&mut self.entries) {
+            if entry.stage == Stage::Waiting && index < sent && entry.qos != QoS::AtMostOnce {
+                entry.stage = Stage::Again;
+            }
+        }
+        self.detach();
+    }
+
+    /// Everything below it was sent at least once.
+    #[must_use]
+    pub fn sent_up_to(&self) -> u64 {
+        let waits = self.entries.iter().position(|e| e.stage == Stage::Waiting);
+        self.base + waits.unwrap_or(self.entries.len()) as u64
+    }
+
     /// Unacknowledged on the present connection.
     #[must_use]
     pub const fn open(&self) -> u32 {
@@ -230,6 +340,12 @@ impl Queue {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// Index of the first message that is not finished.
+    #[must_use]
+    pub const fn base(&self) -> u64 {
+        self.base
     }
 
     /// Index that the next message will get.

@@ -112,6 +112,11 @@ impl Retained {
         self.nodes.get(at)?.value.as_ref()
     }
 
+    /// Every message.
+    pub fn each(&self) -> impl Iterator<Item = &Stored> {
+        self.nodes.iter().filter_map(|(_, node)| node.value.as_ref())
+    }
+
     /// Appends every message whose topic the filter matches.
     pub fn find(&self, filter: &str, out: &mut Vec<Stored>) {
         if !crate::topic::has_wildcard(filter) {

@@ -79,6 +79,8 @@ pub struct Channel {
     pub window: u16,
     /// The connection cannot take more for now.
     pub congested: bool,
+    /// CONNACK has not been sent: nothing may go before it.
+    pub opening: bool,
 }
 
 /// Retained messages on their way to a new subscription, fed a window at a time.
@@ -101,6 +103,12 @@ pub struct Session {
     pub client_id: Box<str>,
     /// Session Expiry Interval; 0 ends with the connection.
     pub expiry_s: u32,
+    /// The log knows it: its end must be a record, whatever its expiry is then.
+    pub logged: bool,
+    /// Its last connection has ended.
+    pub away: bool,
+    /// Volatile: bodies are on their way from the disk.
+    pub fetching: bool,
     /// Engine time at which it ends; 0 while connected or for ever.
     pub ends_at_ms: u64,
     /// Engine time at which the will is due; 0 if none waits.
@@ -136,6 +144,6 @@ impl Session {
         let channel = self.channel?;
         let open = self.queue.open();
         let bytes_ok = inflight_bytes_max == 0 || open == 0 || self.queue.open_bytes() < inflight_bytes_max;
-        (!channel.congested && open < u32::from(channel.window) && bytes_ok).then_some(channel)
+        (!channel.congested && !channel.opening && open < u32::from(channel.window) && bytes_ok).then_some(channel)
     }
 }

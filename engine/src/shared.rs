@@ -4,7 +4,7 @@
 //! member's session ends: the message goes to another member. QoS 2 never goes to another member once sent
 //! [MQTT-4.8.2-5]; refused by a member means to nobody else [MQTT-4.8.2-6]. Pure: what it decides is returned.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use crate::channel::SessionRef;
 use crate::codec::QoS;
@@ -32,7 +32,11 @@ pub struct Member {
 #[derive(Debug)]
 enum Place {
     Waiting,
-    With(SessionRef),
+    /// With a member, as dispatch number n.
+    With {
+        session: SessionRef,
+        n: u64,
+    },
     Done,
 }
 
@@ -42,13 +46,20 @@ struct Entry {
     place: Place,
 }
 
+/// Most finished messages between two that a checkpoint brings.
+const GAP_MAX: u64 = 1 << 20;
+
 /// What the group wants to be sent.
 #[derive(Debug)]
 pub struct Dispatch {
     /// To whom.
     pub to: SessionRef,
-    /// Index in the group's queue; `None` for QoS 0, which is not kept.
-    pub index: Option<u64>,
+    /// Index in the group's queue.
+    pub index: u64,
+    /// Number of this dispatch: what makes it recognisable when it comes again.
+    pub n: u64,
+    /// Every dispatch up to it is finished.
+    pub answered: u64,
     /// The message.
     pub message: Stored,
     /// QoS for this member.
@@ -64,26 +75,51 @@ pub struct Group {
     pub uid: u64,
     /// `GROUP/FILTER`.
     pub name: Box<str>,
-    /// The filter.
-    pub filter: Box<str>,
+    /// The log knows it.
+    pub logged: bool,
+    /// Volatile: its place in the tree.
+    pub slot: u32,
     members: Vec<Member>,
     turn: usize,
     entries: VecDeque<Entry>,
     base: u64,
     waiting: usize,
     bytes: usize,
+    last_n: u64,
+    /// Dispatch numbers that are with members.
+    given: BTreeSet<u64>,
 }
 
 impl Group {
     /// `name` is `GROUP/FILTER`.
     #[must_use]
-    pub fn new(uid: u64, name: &str, filter: &str) -> Self {
-        Self { uid, name: name.into(), filter: filter.into(), ..Self::default() }
+    pub fn new(uid: u64, name: &str) -> Self {
+        Self { uid, name: name.into(), ..Self::default() }
+    }
+
+    /// As a checkpoint says; what is known already stays.
+    pub fn begin_at(&mut self, base: u64, last_n: u64) {
+        if self.entries.is_empty() {
+            self.base = self.base.max(base);
+        }
+        self.last_n = self.last_n.max(last_n);
+    }
+
+    /// Index of its first message.
+    #[must_use]
+    pub const fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// The filter.
+    #[must_use]
+    pub fn filter(&self) -> &str {
+        self.name.split_once('/').map_or(&self.name, |(_, f)| f)
     }
 
     /// Adds a member or changes it.
     pub fn join(&mut self, member: Member) {
-        match self.members.iter_mut().find(|m| m.session == member.session) {
+        match self.members.iter_mut().find(|m| m.session.uid == member.session.uid) {
             Some(old) => *old = Member { open: old.open, ..member },
             None => self.members.push(member),
         }
@@ -92,13 +128,13 @@ impl Group {
     /// Removes a member; its unfinished messages come back by [`Self::give_back`]. True if it was one.
     pub fn leave(&mut self, session: SessionRef) -> bool {
         let before = self.members.len();
-        self.members.retain(|m| m.session != session);
+        self.members.retain(|m| m.session.uid != session.uid);
         before != self.members.len()
     }
 
     /// A member came or went.
     pub fn set_online(&mut self, session: SessionRef, online: bool, window: u32) {
-        if let Some(m) = self.members.iter_mut().find(|m| m.session == session) {
+        if let Some(m) = self.member(session) {
             (m.online, m.window) = (online, window);
         }
     }
@@ -135,98 +171,172 @@ impl Group {
         self.members.get_mut(at)
     }
 
-    /// A QoS 0 message: to the next member that is connected, or to nobody.
-    pub fn pass(&mut self, message: Stored) -> Option<Dispatch> {
-        let m = self.pick(|m| m.online)?;
-        Some(Dispatch { to: m.session, index: None, message, qos: QoS::AtMostOnce, id: m.id })
+    /// True if a member's session outlives its connection: what the group keeps is worth a record.
+    #[must_use]
+    pub fn durable(&self) -> bool {
+        self.members.iter().any(|m| m.durable)
     }
 
-    /// Keeps a QoS 1 or 2 message; [`Self::next`] hands it out.
-    pub fn push(&mut self, message: Stored) {
+    /// The member whose turn it is to get a QoS 0 message.
+    pub fn pass(&mut self) -> Option<(SessionRef, u32)> {
+        self.pick(|m| m.online).map(|m| (m.session, m.id))
+    }
+
+    /// Index of the next message.
+    #[must_use]
+    pub fn next_index(&self) -> u64 {
+        self.base + self.entries.len() as u64
+    }
+
+    /// Keeps a QoS 1 or 2 message at its index; one that is or was there changes nothing.
+    pub fn put(&mut self, index: u64, message: Stored) {
+        if index > self.next_index() && self.entries.is_empty() {
+            self.base = index;
+        }
+        if index < self.next_index() || index - self.next_index() > GAP_MAX {
+            return;
+        }
+        while self.next_index() < index {
+            self.entries.push_back(Entry { message: None, place: Place::Done });
+        }
         self.bytes += message.len();
         self.waiting += 1;
         self.entries.push_back(Entry { message: Some(message), place: Place::Waiting });
     }
 
-    /// The next message for a member with room, oldest first.
-    pub fn next(&mut self, upgrade_qos: bool) -> Option<Dispatch> {
+    /// The next message for a member with room, oldest first. [`Self::give`] or [`Self::finish`] follows.
+    pub fn choose(&mut self, upgrade_qos: bool) -> Option<Dispatch> {
         if self.waiting == 0 {
             return None;
         }
         let at = self.entries.iter().position(|e| matches!(e.place, Place::Waiting))?;
         let message = self.entries.get(at)?.message.clone()?;
-        let published = message.head().qos;
-        let index = self.base + at as u64;
+        let (published, index) = (message.head().qos, self.base + at as u64);
         let m = self.pick(|m| m.online && m.open < m.window)?;
         let qos = if upgrade_qos { m.qos } else { m.qos.min(published) };
         let (to, id) = (m.session, m.id);
-        if qos != QoS::AtMostOnce {
-            m.open += 1;
-        }
-        self.waiting -= 1;
-        if qos == QoS::AtMostOnce {
-            self.finish(index);
-            return Some(Dispatch { to, index: None, message, qos, id });
-        }
-        self.entries.get_mut(at)?.place = Place::With(to);
-        Some(Dispatch { to, index: Some(index), message, qos, id })
+        let (n, answered) = (self.last_n + 1, self.answered());
+        Some(Dispatch { to, index, n, answered, message, qos, id })
     }
 
-    /// A member is done with a message.
-    pub fn done(&mut self, session: SessionRef, index: u64) {
-        if self.is_with(session, index) {
-            self.free_slot(session);
-            self.finish(index);
+    /// The message is with a member.
+    pub fn give(&mut self, index: u64, n: u64, session: SessionRef) {
+        self.last_n = self.last_n.max(n);
+        let Some(e) = self.entry(index) else { return };
+        if matches!(e.place, Place::Waiting) {
+            e.place = Place::With { session, n };
+            self.waiting -= 1;
+            self.given.insert(n);
+            if let Some(m) = self.member(session) {
+                m.open += 1;
+            }
         }
     }
 
-    /// A member could not finish a message; `sent` says whether it had left. True if it waits again.
-    pub fn give_back(&mut self, session: SessionRef, index: u64, sent: bool) -> bool {
-        if !self.is_with(session, index) {
-            return false;
+    /// Every dispatch number at or below it is finished.
+    fn answered(&self) -> u64 {
+        self.given.first().map_or(self.last_n, |n| n - 1)
+    }
+
+    /// What the member has: to be given to it again after a restart.
+    #[must_use]
+    pub fn with_member(&self, session: SessionRef) -> Vec<Dispatch> {
+        let answered = self.answered();
+        let Some(m) = self.members.iter().find(|m| m.session.uid == session.uid) else { return Vec::new() };
+        let (to, id) = (m.session, m.id);
+        let mine = (self.base..).zip(&self.entries).filter_map(|(index, e)| {
+            let n = self.number(e, session)?;
+            let message = e.message.clone()?;
+            let qos = m.qos.min(message.head().qos);
+            Some(Dispatch { to, index, n, answered, message, qos, id })
+        });
+        mine.collect()
+    }
+
+    fn number(&self, e: &Entry, with: SessionRef) -> Option<u64> {
+        match e.place {
+            Place::With { session, n } if session.uid == with.uid => Some(n),
+            _ => None,
         }
-        self.free_slot(session);
+    }
+
+    /// Messages with sessions that are not members: they will not come back. Index, and whether another may have it.
+    #[must_use]
+    pub fn stranded(&self) -> Vec<(u64, bool)> {
+        let lost = (self.base..).zip(&self.entries).filter(|(_, e)| match e.place {
+            Place::With { session, .. } => !self.members.iter().any(|m| m.session.uid == session.uid),
+            _ => false,
+        });
+        lost.map(|(index, e)| (index, e.message.as_ref().map(|m| m.head().qos) != Some(QoS::ExactlyOnce))).collect()
+    }
+
+    /// Has this member this message?
+    #[must_use]
+    pub fn is_with(&self, session: SessionRef, index: u64) -> bool {
+        let at = index.checked_sub(self.base).and_then(|at| usize::try_from(at).ok());
+        at.and_then(|at| self.entries.get(at)).is_some_and(|e| self.number(e, session).is_some())
+    }
+
+    /// May a message that its member cannot finish go to another one? `sent` says whether it had left [MQTT-4.8.2-5].
+    #[must_use]
+    pub fn may_return(&mut self, index: u64, sent: bool) -> bool {
         let exactly_once =
             self.entry(index).and_then(|e| e.message.as_ref()).map(|m| m.head().qos) == Some(QoS::ExactlyOnce);
-        if sent && exactly_once {
-            self.finish(index);
-            return false;
-        }
-        if let Some(e) = self.entry(index) {
+        !(sent && exactly_once)
+    }
+
+    /// The message waits again.
+    pub fn take_back(&mut self, index: u64) {
+        self.free_slot(index);
+        if let Some(e) = self.entry(index).filter(|e| matches!(e.place, Place::With { .. })) {
             e.place = Place::Waiting;
             self.waiting += 1;
         }
-        true
     }
 
     fn entry(&mut self, index: u64) -> Option<&mut Entry> {
         self.entries.get_mut(usize::try_from(index.checked_sub(self.base)?).ok()?)
     }
 
-    fn is_with(&mut self, session: SessionRef, index: u64) -> bool {
-        self.entry(index).is_some_and(|e| matches!(e.place, Place::With(s) if s == session))
+    fn member(&mut self, session: SessionRef) -> Option<&mut Member> {
+        self.members.iter_mut().find(|m| m.session.uid == session.uid)
     }
 
-    fn free_slot(&mut self, session: SessionRef) {
-        if let Some(m) = self.members.iter_mut().find(|m| m.session == session) {
+    fn free_slot(&mut self, index: u64) {
+        let Some(&Place::With { session, n }) = self.entry(index).map(|e| &e.place) else { return };
+        self.given.remove(&n);
+        if let Some(m) = self.member(session) {
             m.open = m.open.saturating_sub(1);
         }
     }
 
-    fn finish(&mut self, index: u64) {
+    /// Nobody needs the message any more.
+    pub fn finish(&mut self, index: u64) {
+        self.free_slot(index);
         let Some(e) = self.entry(index) else { return };
+        let waited = matches!(e.place, Place::Waiting);
         e.place = Place::Done;
         let len = e.message.take().map_or(0, |m| m.len());
         self.bytes -= len;
+        self.waiting -= usize::from(waited);
         while self.entries.front().is_some_and(|e| matches!(e.place, Place::Done)) {
             self.entries.pop_front();
             self.base += 1;
         }
     }
 
-    /// Messages that nobody got, when the group ends.
-    pub fn drain(&mut self) -> impl Iterator<Item = Stored> + '_ {
-        self.entries.drain(..).filter_map(|e| e.message)
+    /// Messages that are not finished: index, message, and with whom (dispatch number, session).
+    pub fn unfinished(&self) -> impl Iterator<Item = (u64, &Stored, Option<(u64, SessionRef)>)> {
+        (self.base..).zip(&self.entries).filter_map(|(index, e)| {
+            let with = if let Place::With { session, n } = e.place { Some((n, session)) } else { None };
+            Some((index, e.message.as_ref()?, with))
+        })
+    }
+
+    /// The highest dispatch number so far.
+    #[must_use]
+    pub const fn last_n(&self) -> u64 {
+        self.last_n
     }
 }
 
@@ -252,23 +362,33 @@ mod tests {
         let (a, b) = (member(0, true), member(1, true));
         g.join(a.clone());
         g.join(b.clone());
-        for _ in 0..3 {
-            g.push(message(QoS::AtLeastOnce));
+        let next = |g: &mut Group| {
+            let d = g.choose(false)?;
+            g.give(d.index, d.n, d.to);
+            Some(d)
+        };
+        for i in 0..3 {
+            g.put(i, message(QoS::AtLeastOnce));
         }
-        let (one, two) = (g.next(false).unwrap(), g.next(false).unwrap());
+        let (one, two) = (next(&mut g).unwrap(), next(&mut g).unwrap());
         assert_ne!(one.to, two.to);
-        assert!(g.next(false).is_none(), "both windows are full");
-        g.done(one.to, one.index.unwrap());
-        let three = g.next(false).unwrap();
+        assert!(next(&mut g).is_none(), "both windows are full");
+        g.finish(one.index);
+        let three = next(&mut g).unwrap();
         assert_eq!(three.to, one.to);
-        assert!(g.give_back(two.to, two.index.unwrap(), true), "QoS 1 unacknowledged comes back");
+        assert!(g.may_return(two.index, true), "QoS 1 unacknowledged comes back");
+        g.take_back(two.index);
         g.leave(two.to);
-        g.done(three.to, three.index.unwrap());
-        assert_eq!(g.next(false).unwrap().to, one.to);
-        g.push(message(QoS::ExactlyOnce));
-        g.done(one.to, 1);
-        let exact = g.next(false).unwrap();
-        assert!(!g.give_back(exact.to, exact.index.unwrap(), true), "QoS 2 never goes to another");
-        assert_eq!((g.waiting(), g.bytes()), (0, 0));
+        g.finish(three.index);
+        let again = next(&mut g).unwrap();
+        assert_eq!((again.to, again.index, again.n), (one.to, two.index, 4), "a number of its own each time");
+        g.finish(again.index);
+        g.put(3, message(QoS::ExactlyOnce));
+        let exact = next(&mut g).unwrap();
+        assert_eq!(exact.answered, 4);
+        assert!(!g.may_return(exact.index, true), "QoS 2 never goes to another");
+        assert_eq!(g.with_member(exact.to).len(), 1, "after a restart it is given to the same member");
+        g.finish(exact.index);
+        assert_eq!((g.waiting(), g.bytes(), g.next_index()), (0, 0, 4));
     }
 }

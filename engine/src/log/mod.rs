@@ -1,21 +1,101 @@
-//! Where records go before anything that depends on them is said aloud: the trait that disk and NATS will implement.
+//! The log on one disk: where records go before anything that depends on them is said aloud.
 //!
-//! A partition appends a record, applies it, and holds back every acknowledgement until the record's position is safe.
+//! Lanes hand over [`Piece`]s; one thread writes all that wait as one group, syncs it, and says where everything lies
+//! (`writer`, `thread`). `scan` reads it again. `storage` is the file layer, so that tests can cut the power. Bytes are
+//! drawn in `docs/formats/log.md`, rules in `docs/formats/durability.md`. In the cluster the same batches go elsewhere.
 
-mod memory;
+mod checkpoint;
+mod directory;
+mod frame;
+mod reader;
+mod scan;
+mod storage;
+mod thread;
+mod writer;
 
-pub use memory::Memory;
+pub use checkpoint::Checkpoints;
+pub use directory::{Directory, Identity};
+pub use frame::{FIRST, GROUP_HEAD, Group, address, offset_of, segment_of};
+pub use reader::LogReader;
+pub use scan::{Damage, Scan, Torn, Visit, scan};
+pub use storage::{Disk, File, Storage};
+pub use thread::{DiskLog, Options};
+pub use writer::{Located, Writer};
 
-use crate::record::Record;
+use std::collections::HashMap;
 
-/// Place of a record in a partition's log; later records have higher ones.
+use crate::channel::SessionRef;
+use crate::message::Stored;
+
+/// Index of a record in its partition.
 pub type Position = u64;
 
-/// The log of one partition.
-pub trait Log: Send {
-    /// Appends a record and returns its position.
-    fn append(&mut self, record: &Record<'_>) -> Position;
-
-    /// Everything up to this position survives what the log promises to survive.
-    fn safe(&self) -> Position;
+/// What a partition wrote in one tick.
+#[derive(Debug)]
+pub struct Batch {
+    /// The partition.
+    pub partition: u16,
+    /// Number of the batch in its partition.
+    pub number: u64,
+    /// Index of its first record.
+    pub first: Position,
+    /// How many records.
+    pub count: u32,
+    /// The records.
+    pub records: Vec<u8>,
 }
+
+/// What a lane's partitions wrote in one tick.
+#[derive(Debug, Default)]
+pub struct Piece {
+    /// The lane.
+    pub lane: u16,
+    /// Engine time, milliseconds.
+    pub now_ms: u64,
+    /// Epoch of the batches: the incarnation of this process.
+    pub epoch: u32,
+    /// The batches.
+    pub batches: Vec<Batch>,
+    /// With the last piece of a checkpoint: what its walk found.
+    pub walked: Option<Walked>,
+}
+
+/// A body that is wanted from the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// Index in the session's queue.
+    pub index: u64,
+    /// Address in the log.
+    pub at: u64,
+    /// Bytes of topic, properties and payload.
+    pub len: u32,
+}
+
+/// Segments that are to be emptied, with their bytes.
+pub type Emptied = HashMap<u32, Vec<u8>>;
+
+/// What the walk of a checkpoint has found.
+#[derive(Debug, Default)]
+pub struct Walked {
+    /// Bytes of wanted bodies by segment; each counts once for every queue that has it.
+    pub live: HashMap<u32, u64>,
+}
+
+/// What the log tells a lane.
+#[derive(Debug)]
+pub enum LogEvent {
+    /// These batches are safe.
+    Safe(Vec<Located>),
+    /// Write a checkpoint; bodies in these segments are to be written again.
+    Walk(std::sync::Arc<Emptied>),
+    /// Bodies, by index and address; `None` for a damaged one.
+    Fetched {
+        /// Whose queue they are in.
+        session: SessionRef,
+        /// The bodies.
+        bodies: Vec<(u64, u64, Option<Stored>)>,
+    },
+}
+
+/// Where the log sends its events: number of the lane, event.
+pub type Notify = std::sync::Arc<dyn Fn(u16, LogEvent) + Send + Sync>;

@@ -42,30 +42,45 @@ impl Partition {
             slot = None;
         }
         let present = slot.is_some();
-        let durable = attach.expiry_s > 0;
+        let expiry_s = attach.expiry_s;
         let slot = slot.unwrap_or_else(|| {
-            let uid = self.next_uid;
-            self.next_uid += 1;
-            let record = Record::SessionOpened { client_id: &attach.client_id, uid, expiry_s: attach.expiry_s };
-            self.commit(durable, record).0
+            // the log knows a session that ends with its connection only for the sake of its will
+            let logged = expiry_s > 0 || attach.will.is_some();
+            let uid = self.new_uid();
+            let record = Record::SessionOpened { client_id: &attach.client_id, uid, expiry_s, logged };
+            self.commit(logged, record)
         });
-        if present && self.state.session(slot).is_some_and(|s| s.expiry_s != attach.expiry_s) {
-            self.commit(true, Record::SessionChanged { slot, expiry_s: attach.expiry_s });
+        let (logged, had_will) = self.state.session(slot).map_or((false, false), |s| (s.logged, s.will.is_some()));
+        if present {
+            self.commit(logged, Record::SessionAttached { slot, expiry_s });
         }
         match attach.will {
-            Some(will) => self.commit(durable, Record::WillArmed { slot, will }),
-            None => self.commit(durable, Record::WillDisarmed { slot }),
-        };
+            Some(will) => {
+                // a will that may not be sent must not come back after a restart, when its client's rights are unknown
+                let allowed = attach.rules.may(crate::access::Action::Publish, &will.topic);
+                self.commit(logged && allowed, Record::WillArmed { slot, will });
+            }
+            None if had_will => drop(self.commit(logged, Record::WillDisarmed { slot })),
+            None => {}
+        }
         let window = attach.receive_maximum.min(self.rules.limits.inflight_max.max(1));
         let Some(session) = self.state.session_mut(slot) else { return };
         session.ends_at_ms = 0;
         session.will_at_ms = 0;
         session.rules = attach.rules;
-        session.channel = Some(Channel { connection: attach.connection, window, congested: false });
+        session.channel = Some(Channel { connection: attach.connection, window, congested: false, opening: true });
         let session = SessionRef { partition: self.number, slot, uid: session.uid };
-        self.when_safe(Effect::Attached { connection: attach.connection, session, present }, out);
+        let attached = Effect::Attached { connection: attach.connection, session, present };
+        if expiry_s > 0 { self.when_safe(attached, out) } else { out.push(attached) }
         self.tell_groups(slot, true, u32::from(window), out);
-        self.pump(slot, out);
+    }
+
+    /// CONNACK was sent: what waits follows.
+    pub(super) fn opened(&mut self, session: SessionRef, out: &mut Effects) {
+        if let Some(channel) = self.session_mut(session).and_then(|s| s.channel.as_mut()) {
+            channel.opening = false;
+        }
+        self.resume(session, out);
     }
 
     /// The connection is closed and owes nothing any more.
@@ -88,52 +103,46 @@ impl Partition {
             return;
         }
         s.channel = None;
+        s.fetching = false;
+        let sent = s.queue.sent_up_to();
         s.queue.detach();
         let next = s.next.take();
-        let durable = s.durable();
-        if let Some(expiry_s) = ending.expiry_s.filter(|e| *e != s.expiry_s) {
-            self.commit(durable, Record::SessionChanged { slot, expiry_s });
-        }
         self.return_unsent(slot, out);
         self.tell_groups(slot, false, 0, out);
-        self.will_on_detach(slot, ending, out);
-        self.end_or_wait(slot, out);
+        self.leave(slot, ending, sent, out);
         if let Some(attach) = next {
             let slot = self.state.find(&attach.client_id);
             self.finish_attach(slot, *attach, out);
         }
     }
 
-    fn will_on_detach(&mut self, slot: u32, ending: Ending, out: &mut Effects) {
+    /// The session without its connection: its will is sent, waits or is forgotten; it ends or waits for its end.
+    fn leave(&mut self, slot: u32, ending: Ending, sent: u64, out: &mut Effects) {
         let now_ms = self.now_ms;
-        let Some(s) = self.state.session_mut(slot) else { return };
-        if !ending.will {
-            let durable = s.durable();
-            self.commit(durable, Record::WillDisarmed { slot });
-            return;
-        }
-        let Some(will) = &s.will else { return };
-        let ends_first = !will.outlives || ending.expiry_s.is_some();
-        let delay_s = if ends_first { will.delay_s.min(s.expiry_s) } else { will.delay_s };
-        if delay_s == 0 {
-            self.fire_will(slot, out);
-        } else {
-            s.will_at_ms = now_ms + u64::from(delay_s) * 1000;
-            self.timers.set(s.will_at_ms, (slot, s.uid));
-        }
-    }
-
-    fn end_or_wait(&mut self, slot: u32, out: &mut Effects) {
-        let now_ms = self.now_ms;
-        let Some(s) = self.state.session_mut(slot) else { return };
-        match s.expiry_s {
-            0 if s.will_at_ms != 0 => self.leave_will(slot, out),
-            0 => self.end_session(slot, DropReason::SessionEnded, out),
-            NEVER => {}
-            seconds => {
-                s.ends_at_ms = now_ms + u64::from(seconds) * 1000;
-                self.timers.set(s.ends_at_ms, (slot, s.uid));
+        let Some(s) = self.state.session(slot) else { return };
+        let (logged, uid) = (s.logged, s.uid);
+        let expiry_s = ending.expiry_s.unwrap_or(s.expiry_s);
+        let after = |seconds: u32| now_ms + u64::from(seconds) * 1000;
+        let mut will_at_ms = 0;
+        match &s.will {
+            Some(will) if ending.will => {
+                let ends_first = !will.outlives || ending.expiry_s.is_some();
+                let delay_s = if ends_first { will.delay_s.min(expiry_s) } else { will.delay_s };
+                if delay_s > 0 {
+                    will_at_ms = after(delay_s);
+                } else {
+                    self.fire_will(slot, out);
+                }
             }
+            Some(_) => drop(self.commit(logged, Record::WillDisarmed { slot })),
+            None => {}
+        }
+        let ends_at_ms = if matches!(expiry_s, 0 | NEVER) { 0 } else { after(expiry_s) };
+        self.commit(logged, Record::SessionDetached { slot, expiry_s, ends_at_ms, will_at_ms, sent });
+        match expiry_s {
+            0 if will_at_ms != 0 => self.leave_will(slot, out),
+            0 => self.end_session(slot, DropReason::SessionEnded, out),
+            _ => [ends_at_ms, will_at_ms].into_iter().filter(|at| *at != 0).for_each(|at| self.timers.set(at, (slot, uid))),
         }
     }
 
@@ -141,15 +150,18 @@ impl Partition {
     fn leave_will(&mut self, slot: u32, out: &mut Effects) {
         let Some(s) = self.state.session_mut(slot) else { return };
         let Some(will) = s.will.take() else { return };
-        let (client_id, at_ms, rules) = (s.client_id.clone(), s.will_at_ms, s.rules.clone());
+        let (client_id, at_ms, rules, logged) = (s.client_id.clone(), s.will_at_ms, s.rules.clone(), s.logged);
         s.will_at_ms = 0;
         self.end_session(slot, DropReason::SessionEnded, out);
-        let uid = self.next_uid;
-        self.next_uid += 1;
-        let slot = self.commit(false, Record::SessionOpened { client_id: &client_id, uid, expiry_s: 0 }).0;
-        self.commit(false, Record::WillArmed { slot, will });
-        let Some(s) = self.state.session_mut(slot) else { return };
-        (s.will_at_ms, s.ends_at_ms, s.rules) = (at_ms, at_ms, rules);
+        let uid = self.new_uid();
+        let slot = self.commit(logged, Record::SessionOpened { client_id: &client_id, uid, expiry_s: 0, logged });
+        let allowed = rules.may(crate::access::Action::Publish, &will.topic);
+        self.commit(logged && allowed, Record::WillArmed { slot, will });
+        let (expiry_s, ends_at_ms, will_at_ms) = (0, at_ms, at_ms);
+        self.commit(logged, Record::SessionDetached { slot, expiry_s, ends_at_ms, will_at_ms, sent: 0 });
+        if let Some(s) = self.state.session_mut(slot) {
+            s.rules = rules;
+        }
         self.timers.set(at_ms, (slot, uid));
     }
 
@@ -171,16 +183,16 @@ impl Partition {
 
     fn fire_will(&mut self, slot: u32, out: &mut Effects) {
         let Some(s) = self.state.session(slot) else { return };
-        let durable = s.durable();
+        let logged = s.logged;
         if let Some(will) = &s.will {
             let message = will_message(s, will, self.now_ms);
             if s.rules.may(crate::access::Action::Publish, &will.topic) {
                 out.push(Effect::Publish { message });
             } else {
-                self.dropped(slot, &message, will.qos, DropReason::NotAuthorized, out);
+                self.dropped(slot, &will.topic, will.qos, DropReason::NotAuthorized, out);
             }
         }
-        self.commit(durable, Record::WillDisarmed { slot });
+        self.commit(logged, Record::WillDisarmed { slot });
     }
 
     /// The end of a session: its will goes out, its subscriptions go, what waited is counted as dropped.
@@ -190,7 +202,7 @@ impl Partition {
         }
         let Some(s) = self.state.session(slot) else { return };
         let session = SessionRef { partition: self.number, slot, uid: s.uid };
-        let durable = s.durable();
+        let logged = s.logged;
         let filters: Vec<Box<str>> = s.subscriptions.keys().cloned().collect();
         if s.held.is_some() {
             out.push(Effect::ForgetOrigin { uid: s.uid });
@@ -199,24 +211,25 @@ impl Partition {
             self.forget_subscription(session, &filter, out);
         }
         self.return_all(slot, out);
-        let lost: Vec<(Stored, QoS)> = match self.state.session(slot) {
+        let lost: Vec<(Option<Stored>, QoS)> = match self.state.session(slot) {
             Some(s) => s
                 .queue
                 .iter()
-                .filter(|(_, e)| e.group.is_none())
-                .filter_map(|(_, e)| Some((e.message.clone()?, e.qos)))
+                .filter(|(_, e)| e.group().is_none() && e.needs_body())
+                .map(|(_, e)| (e.body.clone(), e.qos))
                 .collect(),
             None => Vec::new(),
         };
         for (i, (message, qos)) in lost.iter().enumerate() {
             if i < LEDGER_PER_SESSION {
-                self.dropped(slot, message, *qos, reason, out);
+                let topic = message.as_ref().map_or("", |m| m.view().topic);
+                self.dropped(slot, topic, *qos, reason, out);
             } else {
                 let topic = Box::default();
                 out.push(Effect::Dropped { client_id: Box::default(), topic, qos: *qos, reason });
             }
         }
-        self.commit(durable, Record::SessionEnded { slot });
+        self.commit(logged, Record::SessionEnded { slot });
     }
 
     /// The client of a session may do other things from now on.

@@ -4,7 +4,8 @@ use super::{Body, Deliver, Effect, Effects, Partition};
 use crate::channel::{ConnectionId, SessionRef};
 use crate::codec::{AckKind, QoS, Reason};
 use crate::limits::Drop as DropReason;
-use crate::message::Stored;
+use crate::log::Wanted;
+use crate::message::{Origin, Stored};
 use crate::queue::{Queue, Stage, SubscriptionIds};
 use crate::record::{Delivery, Record};
 
@@ -12,14 +13,16 @@ use crate::record::{Delivery, Record};
 const STEP_BYTES_MAX: usize = 256 * 1024;
 /// Most messages that one step sends to one session.
 const STEP_MESSAGES_MAX: usize = 1_024;
+/// Most bodies, and about how many bytes, that are asked of the disk at once for one session.
+const FETCH_MESSAGES: usize = 512;
+const FETCH_BYTES: usize = 256 * 1024;
 
 impl Partition {
     /// Sends what the window allows, oldest first, then feeds a retained replay.
     pub(super) fn pump(&mut self, slot: u32, out: &mut Effects) {
-        let inflight_bytes_max = self.rules.limits.inflight_bytes_max;
         let (mut bytes, mut count) = (0, 0);
         loop {
-            let now_ms = self.now_ms;
+            let inflight_bytes_max = self.rules.limits.inflight_bytes_max;
             let Some(session) = self.state.session_mut(slot) else { return };
             let Some(channel) = session.can_send(inflight_bytes_max) else { return };
             if bytes > STEP_BYTES_MAX || count > STEP_MESSAGES_MAX {
@@ -27,13 +30,14 @@ impl Partition {
                 out.push(Effect::Again { session });
                 return;
             }
+            let durable = session.durable() && self.journal.on;
             let Some(due) = session.queue.next_due() else {
-                if self.feed_replay(slot, &mut bytes, &mut count, out) {
+                if self.wait_for_identifier(slot, out) || self.feed_replay(slot, &mut bytes, &mut count, out) {
                     continue;
                 }
                 return;
             };
-            let (index, stage, qos, retain) = (due.index, due.entry.stage, due.entry.qos, due.entry.retain);
+            let (index, stage, qos) = (due.index, due.entry.stage, due.entry.qos);
             count += 1;
             if stage == Stage::ReleaseAgain {
                 session.queue.mark(index, Stage::Received);
@@ -41,35 +45,101 @@ impl Partition {
                 out.push(Effect::Pubrel { connection: channel.connection, id, reason: Reason::SUCCESS });
                 continue;
             }
-            let Some(message) = due.entry.message.clone() else {
-                session.queue.mark(index, Stage::Done);
+            let unsafe_yet = durable && due.entry.at == 0;
+            let waits = qos == QoS::ExactlyOnce || self.rules.deliver_after_safe && qos != QoS::AtMostOnce;
+            let Some(message) = due.entry.body.clone() else {
+                if due.entry.at != 0 {
+                    return self.fetch(slot, index, out);
+                }
+                self.drop_queued(slot, index, DropReason::Damaged, out);
                 continue;
             };
-            if stage == Stage::Waiting && message.head().expired(now_ms) {
-                self.drop_queued(slot, index, DropReason::Expired, out);
-                continue;
+            if unsafe_yet && waits {
+                return; // it goes on when the record is safe
             }
-            // rights may have changed while it waited
-            if stage == Stage::Waiting && !may_have(&session.rules, message.view().topic) {
-                self.drop_queued(slot, index, DropReason::NotAuthorized, out);
-                continue;
-            }
-            let ids = due.entry.ids.clone();
             bytes += message.len();
-            let again = stage == Stage::Again;
-            let id = if qos == QoS::AtMostOnce { 0 } else { Queue::identifier(index) };
-            let connection = channel.connection;
-            let body = Body::Stored(message);
-            let deliver = Effect::Deliver(Deliver { connection, id, qos, dup: again, retain, ids, body });
-            if qos == QoS::AtMostOnce {
-                let durable = session.durable();
-                self.commit(durable, Record::Acknowledged { slot, index });
-                out.push(deliver);
-            } else {
-                session.queue.mark(index, Stage::Sent);
-                if qos == QoS::ExactlyOnce { self.when_safe(deliver, out) } else { out.push(deliver) }
+            self.send_queued(slot, index, message, channel.connection, out);
+        }
+    }
+
+    /// One message from the queue to the connection, unless its time or the right to it is over.
+    fn send_queued(&mut self, slot: u32, index: u64, message: Stored, connection: ConnectionId, out: &mut Effects) {
+        let now_ms = self.now_ms;
+        let Some(session) = self.state.session_mut(slot) else { return };
+        let durable = session.durable();
+        let Some(entry) = session.queue.get_mut(index) else { return };
+        let (stage, qos, retain, ids) = (entry.stage, entry.qos, entry.retain, entry.ids());
+        if stage == Stage::Waiting && message.head().expired(now_ms) {
+            return self.drop_queued(slot, index, DropReason::Expired, out);
+        }
+        // rights may have changed while it waited
+        if stage == Stage::Waiting && !may_have(&session.rules, message.view().topic) {
+            return self.drop_queued(slot, index, DropReason::NotAuthorized, out);
+        }
+        let dup = stage == Stage::Again;
+        let id = if qos == QoS::AtMostOnce { 0 } else { Queue::identifier(index) };
+        if qos == QoS::AtMostOnce {
+            self.commit(durable, Record::Acknowledged { slot, index });
+        } else {
+            session.queue.mark(index, Stage::Sent);
+        }
+        out.push(Effect::Deliver(Deliver { connection, id, qos, dup, retain, ids, body: Body::Stored(message) }));
+    }
+
+    /// An identifier is free again only when the acknowledgement of its last message is safe. True if one is now.
+    fn wait_for_identifier(&mut self, slot: u32, out: &mut Effects) -> bool {
+        let (safe, last) = (self.journal.safe(), self.journal.last());
+        let Some(session) = self.state.session_mut(slot).filter(|s| s.queue.lacks_identifier()) else { return false };
+        let (safe, last) = if session.durable() { (safe, last) } else { (0, 0) };
+        let uid = session.uid;
+        if session.queue.free_identifiers(safe, last) {
+            return session.queue.next_due().is_some();
+        }
+        if safe < last {
+            let session = SessionRef { partition: self.number, slot, uid };
+            self.when_safe(Effect::Again { session }, out);
+        }
+        false
+    }
+
+    /// Asks for bodies that are on disk only: this one and the next ones that will be sent.
+    fn fetch(&mut self, slot: u32, first: u64, out: &mut Effects) {
+        let number = self.number;
+        let Some(session) = self.state.session_mut(slot).filter(|s| !s.fetching) else { return };
+        let mut bytes = 0;
+        let from = usize::try_from(first - session.queue.base()).unwrap_or(usize::MAX);
+        let missing = session.queue.iter().skip(from).take(FETCH_MESSAGES).filter(|(_, e)| e.needs_body());
+        let wanted: Vec<Wanted> = missing
+            .filter(|(_, e)| e.body.is_none() && e.at != 0)
+            .take_while(|(_, e)| {
+                let fits = bytes < FETCH_BYTES;
+                bytes += e.len as usize;
+                fits
+            })
+            .map(|(index, e)| Wanted { index, at: e.at, len: e.len })
+            .collect();
+        session.fetching = true;
+        let session = SessionRef { partition: number, slot, uid: session.uid };
+        out.push(Effect::Fetch { session, wanted });
+    }
+
+    /// Bodies are here. One that has moved meanwhile is asked for again; a damaged one is dropped, and said so.
+    pub(super) fn fetched(&mut self, r: SessionRef, bodies: Vec<(u64, u64, Option<Stored>)>, out: &mut Effects) {
+        let Some(session) = self.session_mut(r) else { return };
+        session.fetching = false;
+        for (index, at, body) in bodies {
+            let Some(session) = self.session_mut(r) else { return };
+            let Some(entry) = session.queue.get_mut(index).filter(|e| e.needs_body() && e.at == at) else { continue };
+            let len = entry.len;
+            match body {
+                Some(body) => {
+                    entry.body = Some(body);
+                    self.keep_fetched(r, index, len);
+                }
+                None => self.drop_queued(r.slot, index, DropReason::Damaged, out),
             }
         }
+        self.pump(r.slot, out);
     }
 
     /// Feeds one retained message; true if something was fed or skipped.
@@ -99,8 +169,9 @@ impl Partition {
             return true;
         }
         // its publisher's origin belongs to the live message, not to this copy
-        let to = [Delivery { slot, qos, retain: true, ids, group: None }];
-        self.commit(durable, Record::Enqueued { message: &message, to: &to });
+        let (index, extra) = (session.queue.next_index(), crate::queue::Extra::of(ids, None));
+        let to = [Delivery { slot, index, qos, retain: true, durable, extra }];
+        self.commit(durable, Record::Enqueued { message: &message, origin: Origin::default(), to: &to });
         true
     }
 
@@ -196,9 +267,8 @@ impl Partition {
     pub(super) fn drop_queued(&mut self, slot: u32, index: u64, reason: DropReason, out: &mut Effects) {
         let Some(s) = self.state.session_mut(slot) else { return };
         let durable = s.durable();
-        let entry = s.queue.get_mut(index).and_then(|e| Some((e.message.clone()?, e.qos)));
-        if let Some((message, qos)) = entry {
-            self.dropped(slot, &message, qos, reason, out);
+        if let Some((body, qos)) = s.queue.get_mut(index).map(|e| (e.body.clone(), e.qos)) {
+            self.dropped(slot, body.as_ref().map_or("", |m| m.view().topic), qos, reason, out);
         }
         self.finish(slot, index, durable, out);
     }

@@ -3,6 +3,7 @@
 use crate::channel::{ConnectionId, Outcome, SessionRef, Token};
 use crate::codec::{QoS, Reason};
 use crate::limits::Drop as DropReason;
+use crate::log::Wanted;
 use crate::message::{Origin, Stored};
 use crate::queue::{GroupPlace, SubscriptionIds};
 use crate::shared::Member;
@@ -61,6 +62,23 @@ pub struct Deliver {
     pub body: Body,
 }
 
+/// A group's message for one of its members.
+#[derive(Debug, Clone)]
+pub struct Dispatched {
+    /// To whom.
+    pub to: SessionRef,
+    /// Its place in the group; `None` for QoS 0, which the group does not keep.
+    pub place: Option<GroupPlace>,
+    /// The group and the number of this dispatch.
+    pub origin: Origin,
+    /// The message.
+    pub message: Stored,
+    /// QoS for this member.
+    pub qos: QoS,
+    /// Subscription Identifier of this member.
+    pub id: u32,
+}
+
 /// An effect of a step.
 #[derive(Debug)]
 #[expect(missing_docs, reason = "the fields are named after what they hold")]
@@ -105,9 +123,11 @@ pub enum Effect {
         filter: Box<str>,
         key: u64,
     },
+    /// `again` after a restart.
     GroupJoin {
         group: Box<str>,
         member: Member,
+        again: bool,
     },
     GroupLeave {
         group: Box<str>,
@@ -129,12 +149,15 @@ pub enum Effect {
         sent: bool,
     },
     /// A group's message for a member.
-    Dispatch {
-        to: SessionRef,
-        place: Option<GroupPlace>,
-        message: Stored,
-        qos: QoS,
-        id: u32,
+    Dispatch(Dispatched),
+    /// Bodies that are on disk only.
+    Fetch {
+        session: SessionRef,
+        wanted: Vec<Wanted>,
+    },
+    /// What waited for a fence may go.
+    Fenced {
+        question: usize,
     },
     /// A will, or what else the partition itself publishes.
     Publish {

@@ -1,64 +1,92 @@
 //! Shared groups whose name hashes to this partition, and the members' side: telling a group what became of its
 //! messages.
+//!
+//! A group with a member whose session outlives its connection is in the log: its messages, and to whom each was given
+//! under which number, so that after a restart the same member gets the same message again and nobody else does.
 
-use super::{Effect, Effects, Partition, Subscriber};
+use super::{Dispatched, Effect, Effects, Partition, Subscriber, Target};
 use crate::channel::{Outcome, SessionRef};
 use crate::codec::QoS;
 use crate::limits::Drop as DropReason;
-use crate::message::Inbound;
+use crate::message::{Inbound, Origin, Stored};
 use crate::queue::{GroupPlace, Stage};
 use crate::record::Record;
-use crate::shared::{Dispatch, Group, Member};
+use crate::shared::{Dispatch, Member};
 
 impl Partition {
-    fn group_mut(&mut self, place: GroupPlace) -> Option<&mut Group> {
-        self.groups.get_mut(place.slot as usize).filter(|g| g.uid == place.uid)
-    }
-
-    pub(super) fn group_join(&mut self, name: &str, member: Member, out: &mut Effects) {
-        let slot = match self.group_names.get(name) {
-            Some(&slot) => slot,
+    pub(super) fn group_join(&mut self, name: &str, member: Member, again: bool, out: &mut Effects) {
+        let uid = match self.state.find_group(name) {
+            Some(uid) => uid,
             None => self.group_open(name, out),
         };
-        if let Some(group) = self.groups.get_mut(slot) {
-            group.join(member);
+        let session = member.session;
+        let Some(group) = self.state.group_mut(uid) else { return };
+        group.join(member);
+        if group.durable() && !group.logged {
+            group.logged = true;
+            self.log_group(uid);
         }
-        self.group_pump(slot, out);
+        if again {
+            let mine = self.state.group(uid).map(|g| g.with_member(session)).unwrap_or_default();
+            mine.into_iter().for_each(|d| self.group_send(uid, d, out));
+        }
+        self.group_pump(uid, out);
     }
 
-    fn group_open(&mut self, name: &str, out: &mut Effects) -> usize {
-        let filter: Box<str> = name.split_once('/').map_or(name, |(_, f)| f).into();
-        let uid = self.next_uid;
-        self.next_uid += 1;
-        let slot = self.groups.insert(Group::new(uid, name, &filter));
-        self.group_names.insert(name.into(), slot);
-        let subscriber = self.group_subscriber(slot);
-        out.push(Effect::Subscribe { filter, subscriber });
-        slot
+    fn group_open(&mut self, name: &str, out: &mut Effects) -> u64 {
+        let uid = self.new_uid();
+        self.commit(false, Record::GroupOpened { uid, name, base: 0, last_n: 0 });
+        self.group_enlist(uid, out);
+        uid
     }
 
-    fn group_subscriber(&self, slot: usize) -> Subscriber {
-        let slot = u32::try_from(slot).unwrap_or(u32::MAX);
+    /// The tree must know what the group wants.
+    pub(super) fn group_enlist(&mut self, uid: u64, out: &mut Effects) {
+        let slot = u32::try_from(self.group_slots.insert(uid)).unwrap_or(u32::MAX);
+        let Some(group) = self.state.group_mut(uid) else { return };
+        group.slot = slot;
+        let filter = group.filter().into();
+        out.push(Effect::Subscribe { filter, subscriber: self.group_subscriber(slot) });
+    }
+
+    fn group_subscriber(&self, slot: u32) -> Subscriber {
         Subscriber { partition: self.number, slot, group: true, qos: QoS::ExactlyOnce, ..Subscriber::default() }
     }
 
+    /// The whole group as records: when its first durable member joins, and in checkpoints.
+    pub(super) fn log_group(&mut self, uid: u64) {
+        let Some(group) = self.state.group(uid).filter(|g| g.logged) else { return };
+        let (name, base, last_n) = (group.name.clone(), group.base(), group.last_n());
+        let messages: Vec<(u64, Stored, Option<(u64, SessionRef)>)> =
+            group.unfinished().map(|(index, m, with)| (index, m.clone(), with)).collect();
+        self.commit(true, Record::GroupOpened { uid, name: &name, base, last_n });
+        for (index, message, with) in messages {
+            self.commit(true, Record::GroupEnqueued { uid, index, message: &message });
+            if let Some((n, session)) = with {
+                let (partition, member) = (session.partition, session.uid);
+                self.commit(true, Record::GroupGiven { uid, index, n, partition, member });
+            }
+        }
+    }
+
     pub(super) fn group_leave(&mut self, name: &str, session: SessionRef, out: &mut Effects) {
-        let Some(&slot) = self.group_names.get(name) else { return };
-        let Some(group) = self.groups.get_mut(slot) else { return };
+        let Some(uid) = self.state.find_group(name) else { return };
+        let Some(group) = self.state.group_mut(uid) else { return };
         group.leave(session);
-        if !group.is_empty() {
-            return self.group_pump(slot, out);
+        if group.is_empty() { self.group_close(uid, out) } else { self.group_pump(uid, out) }
+    }
+
+    fn group_close(&mut self, uid: u64, out: &mut Effects) {
+        let Some(group) = self.state.group(uid) else { return };
+        let client_id = format!("$share/{}", group.name);
+        for (_, message, _) in group.unfinished() {
+            let (client_id, topic) = (client_id.as_str().into(), message.view().topic.into());
+            out.push(Effect::Dropped { client_id, topic, qos: message.head().qos, reason: DropReason::SessionEnded });
         }
-        for message in group.drain() {
-            let topic = message.view().topic.into();
-            let (client_id, qos) = (format!("$share/{name}").into(), message.head().qos);
-            out.push(Effect::Dropped { client_id, topic, qos, reason: DropReason::SessionEnded });
-        }
-        let filter = std::mem::take(&mut group.filter);
-        let key = crate::tree::Keyed::key(&self.group_subscriber(slot));
-        out.push(Effect::Unsubscribe { filter, key });
-        self.groups.remove(slot);
-        self.group_names.remove(name);
+        let (filter, logged, slot) = (group.filter().into(), group.logged, group.slot);
+        out.push(Effect::Unsubscribe { filter, key: crate::tree::Keyed::key(&self.group_subscriber(slot)) });
+        self.group_slots.try_remove(slot as usize);
+        self.commit(logged, Record::GroupClosed { uid });
     }
 
     pub(super) fn group_online(
@@ -69,62 +97,110 @@ impl Partition {
         window: u32,
         out: &mut Effects,
     ) {
-        let Some(&slot) = self.group_names.get(name) else { return };
-        if let Some(group) = self.groups.get_mut(slot) {
+        let Some(uid) = self.state.find_group(name) else { return };
+        if let Some(group) = self.state.group_mut(uid) {
             group.set_online(session, online, window);
         }
-        self.group_pump(slot, out);
+        self.group_pump(uid, out);
+    }
+
+    /// After a restart: what was given to sessions that are members no longer waits for others, or is over (QoS 2).
+    pub(super) fn groups_settled(&mut self, out: &mut Effects) {
+        let groups: Vec<u64> = self.state.groups().map(|g| g.uid).collect();
+        for uid in groups {
+            let Some(group) = self.state.group(uid) else { continue };
+            if group.is_empty() {
+                self.group_close(uid, out);
+                continue;
+            }
+            let logged = group.logged;
+            for (index, may_return) in group.stranded() {
+                let record =
+                    if may_return { Record::GroupReturned { uid, index } } else { Record::GroupDone { uid, index } };
+                self.commit(logged, record);
+            }
+            self.group_pump(uid, out);
+        }
+    }
+
+    fn group_has(&self, place: GroupPlace, session: SessionRef) -> Option<bool> {
+        let group = self.state.group(place.uid)?;
+        group.is_with(session, place.index).then_some(group.logged)
     }
 
     pub(super) fn group_done(&mut self, place: GroupPlace, session: SessionRef, out: &mut Effects) {
-        let Some(group) = self.group_mut(place) else { return };
-        group.done(session, place.index);
-        self.group_pump(place.slot as usize, out);
+        let Some(logged) = self.group_has(place, session) else { return };
+        self.commit(logged, Record::GroupDone { uid: place.uid, index: place.index });
+        self.group_pump(place.uid, out);
     }
 
     pub(super) fn group_return(&mut self, place: GroupPlace, session: SessionRef, sent: bool, out: &mut Effects) {
-        let Some(group) = self.group_mut(place) else { return };
-        group.give_back(session, place.index, sent);
-        self.group_pump(place.slot as usize, out);
+        let Some(logged) = self.group_has(place, session) else { return };
+        let GroupPlace { uid, index, .. } = place;
+        let may = self.state.group_mut(uid).is_some_and(|g| g.may_return(index, sent));
+        let record = if may { Record::GroupReturned { uid, index } } else { Record::GroupDone { uid, index } };
+        self.commit(logged, record);
+        self.group_pump(uid, out);
     }
 
-    /// A message for a group: QoS 0 to the next member, others into the group's queue.
-    pub(super) fn group_publish(&mut self, slot: u32, message: &Inbound<'_>, outcome: &mut Outcome, out: &mut Effects) {
+    /// A message for a group: QoS 0 to the next member, others into the group's queue. True if it must be safe.
+    pub(super) fn group_publish(
+        &mut self,
+        target: &Target,
+        message: &Inbound<'_>,
+        outcome: &mut Outcome,
+        out: &mut Effects,
+    ) -> bool {
         let limits = std::sync::Arc::clone(&self.rules.limits);
-        let Some(group) = self.groups.get_mut(slot as usize) else { return };
+        let Some(&uid) = self.group_slots.get(target.slot as usize) else { return false };
+        let failing = self.rules.disk_failing.load(std::sync::atomic::Ordering::Relaxed);
+        let Some(group) = self.state.group_mut(uid) else { return false };
+        outcome.accepted += 1;
         if message.view.head.qos == QoS::AtMostOnce {
-            outcome.accepted += 1;
-            if let Some(dispatch) = group.pass(message.store()) {
-                self.group_send(slot as usize, dispatch, out);
+            if let Some((to, id)) = group.pass() {
+                let (qos, message) = (QoS::AtMostOnce, message.store());
+                let origin = Origin::default();
+                out.push(Effect::Dispatch(Dispatched { to, place: None, origin, message, qos, id }));
             }
-            return;
+            return false;
         }
         let full = group.waiting() >= limits.queue_messages_max
             || group.bytes() + message.view.payload.len() > limits.queue_bytes_max && group.bytes() > 0;
-        if full || !group.keeps() {
+        let refused = failing && group.logged;
+        if full || refused || !group.keeps() {
             let client_id = format!("$share/{}", group.name).into();
             let (topic, qos) = (message.view.topic.into(), message.view.head.qos);
-            out.push(Effect::Dropped { client_id, topic, qos, reason: DropReason::GroupFull });
-            outcome.accepted += 1;
-            return;
+            let reason = if refused { DropReason::Disk } else { DropReason::GroupFull };
+            outcome.disk_failed |= refused;
+            out.push(Effect::Dropped { client_id, topic, qos, reason });
+            return false;
         }
-        outcome.accepted += 1;
-        group.push(message.store());
-        self.group_pump(slot as usize, out);
+        let (logged, index) = (group.logged, group.next_index());
+        self.commit(logged, Record::GroupEnqueued { uid, index, message: &message.store() });
+        self.group_pump(uid, out);
+        logged
     }
 
-    fn group_pump(&mut self, slot: usize, out: &mut Effects) {
+    fn group_pump(&mut self, uid: u64, out: &mut Effects) {
         let upgrade = self.rules.upgrade_qos;
-        while let Some(dispatch) = self.groups.get_mut(slot).and_then(|g| g.next(upgrade)) {
-            self.group_send(slot, dispatch, out);
+        while let Some(d) = self.state.group_mut(uid).and_then(|g| g.choose(upgrade)) {
+            let logged = self.state.group(uid).is_some_and(|g| g.logged);
+            let Dispatch { index, n, to, .. } = d;
+            if d.qos == QoS::AtMostOnce {
+                self.commit(logged, Record::GroupDone { uid, index });
+            } else {
+                let (partition, member) = (to.partition, to.uid);
+                self.commit(logged, Record::GroupGiven { uid, index, n, partition, member });
+            }
+            self.group_send(uid, d, out);
         }
     }
 
-    fn group_send(&self, slot: usize, d: Dispatch, out: &mut Effects) {
-        let Some(group) = self.groups.get(slot) else { return };
-        let slot = u32::try_from(slot).unwrap_or(u32::MAX);
-        let place = d.index.map(|index| GroupPlace { partition: self.number, slot, uid: group.uid, index });
-        out.push(Effect::Dispatch { to: d.to, place, message: d.message, qos: d.qos, id: d.id });
+    fn group_send(&self, uid: u64, d: Dispatch, out: &mut Effects) {
+        let keeps = d.qos != QoS::AtMostOnce;
+        let place = keeps.then_some(GroupPlace { partition: self.number, uid, index: d.index });
+        let origin = if keeps { Origin { uid, n: d.n, answered: d.answered } } else { Origin::default() };
+        out.push(Effect::Dispatch(Dispatched { to: d.to, place, origin, message: d.message, qos: d.qos, id: d.id }));
     }
 
     // ---- the members' side
@@ -145,9 +221,8 @@ impl Partition {
         let number = self.number;
         let Some(s) = self.state.session_mut(slot) else { return };
         let session = SessionRef { partition: number, slot, uid: s.uid };
-        if let Some(place) = s.queue.get_mut(index).and_then(|e| e.group.take()) {
-            out.push(Effect::GroupDone { place: *place, session });
-        }
+        let place = s.queue.get_mut(index).and_then(|e| e.extra.as_mut()).and_then(|x| x.group.take());
+        out.extend(place.map(|place| Effect::GroupDone { place, session }));
     }
 
     /// What a group gave and was never sent goes back when the member's connection ends.
@@ -162,13 +237,16 @@ impl Partition {
 
     fn give_back(&mut self, slot: u32, out: &mut Effects, wanted: impl Fn(Stage) -> bool) {
         let Some(s) = self.state.session(slot) else { return };
+        if s.subscriptions.keys().all(|filter| super::subscribe::group_name(filter).is_none()) {
+            return;
+        }
         let session = SessionRef { partition: self.number, slot, uid: s.uid };
         let durable = s.durable();
         let back: Vec<(u64, GroupPlace, bool)> = s
             .queue
             .iter()
             .filter(|(_, e)| wanted(e.stage))
-            .filter_map(|(i, e)| Some((i, **e.group.as_ref()?, e.stage != Stage::Waiting)))
+            .filter_map(|(i, e)| Some((i, e.group()?, e.stage != Stage::Waiting)))
             .collect();
         for (index, place, sent) in back {
             out.push(Effect::GroupReturn { place, session, sent });

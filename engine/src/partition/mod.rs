@@ -8,7 +8,10 @@ mod attach;
 mod deliver;
 mod effect;
 mod group;
+mod journal;
 mod publish;
+mod recover;
+mod walk;
 mod subscribe;
 
 #[cfg(test)]
@@ -16,24 +19,24 @@ mod tests;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use hashbrown::HashMap;
-use slab::Slab;
-
-pub use effect::{Body, Deliver, Effect, Effects, Granted, Subscriber};
+pub use effect::{Body, Deliver, Dispatched, Effect, Effects, Granted, Subscriber};
+pub use journal::{BodyCache, Journal};
 pub use publish::{Match, Target};
 pub use subscribe::Ask;
+pub use recover::Resumed;
+pub use walk::Walk;
 
 use crate::channel::{ConnectionId, SessionRef, Token};
 use crate::codec::{AckKind, QoS, Reason};
 use crate::limits::{Drop as DropReason, Limits};
-use crate::log::{Log, Position};
+use crate::log::Position;
 use crate::message::{Inbound, Stored};
 use crate::queue::{GroupPlace, SubscriptionIds};
-use crate::record::{Record, State};
+use crate::record::State;
 use crate::session::{Attach, Session};
-use crate::shared::{Group, Member};
+use crate::shared::Member;
 use crate::timers::Timers;
 
 /// The settings that a partition obeys.
@@ -45,27 +48,35 @@ pub struct Rules {
     pub queue_qos0: bool,
     /// Deliver at the subscription's QoS.
     pub upgrade_qos: bool,
+    /// QoS 1 leaves for a persistent session only when it is safe.
+    pub deliver_after_safe: bool,
     /// Retained messages of all partitions together.
-    pub retained: Arc<RetainedTotal>,
+    pub retained: Arc<Total>,
+    /// Messages waiting for persistent sessions, all partitions together.
+    pub queued: Arc<Total>,
+    /// Bodies in memory.
+    pub cache: Arc<BodyCache>,
+    /// The disk takes nothing now: messages for persistent sessions are refused.
+    pub disk_failing: Arc<AtomicBool>,
 }
 
-/// How many retained messages all partitions hold together, and their bytes.
+/// How many messages all partitions hold together, and their bytes.
 #[derive(Debug, Default)]
-pub struct RetainedTotal {
+pub struct Total {
     count: AtomicUsize,
     bytes: AtomicUsize,
 }
 
-impl RetainedTotal {
+impl Total {
     /// Messages and bytes.
     #[must_use]
     pub fn totals(&self) -> (usize, usize) {
         (self.count.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
     }
 
-    fn shift(&self, before: (usize, usize), now: (usize, usize)) {
-        self.count.fetch_add(now.0.wrapping_sub(before.0), Ordering::Relaxed);
-        self.bytes.fetch_add(now.1.wrapping_sub(before.1), Ordering::Relaxed);
+    pub(crate) fn shift(&self, count: i64, bytes: i64) {
+        self.count.fetch_add(count as usize, Ordering::Relaxed); // negative ones wrap around, as they should
+        self.bytes.fetch_add(bytes as usize, Ordering::Relaxed);
     }
 }
 
@@ -135,6 +146,25 @@ pub enum Input<'a> {
     Resume {
         session: SessionRef,
     },
+    /// CONNACK was sent: messages may follow.
+    Opened {
+        session: SessionRef,
+    },
+    /// Something waits until everything so far is safe.
+    Fence {
+        question: usize,
+    },
+    /// Everything up to a record is safe; the records of this batch begin at this address.
+    Safe {
+        number: u64,
+        up_to: Position,
+        address: u64,
+    },
+    /// Bodies from the disk, by index and address; `None` for a damaged one.
+    Fetched {
+        session: SessionRef,
+        bodies: Vec<(u64, u64, Option<Stored>)>,
+    },
     /// Retained messages for a subscription; `last` ends one pending answer.
     Replay {
         session: SessionRef,
@@ -145,6 +175,7 @@ pub enum Input<'a> {
     GroupJoin {
         group: &'a str,
         member: Member,
+        again: bool,
     },
     GroupLeave {
         group: &'a str,
@@ -166,13 +197,9 @@ pub enum Input<'a> {
         sent: bool,
     },
     /// A group's message for this session.
-    Dispatch {
-        to: SessionRef,
-        place: Option<GroupPlace>,
-        message: Stored,
-        qos: QoS,
-        id: u32,
-    },
+    Dispatch(Dispatched),
+    /// After a restart every session has joined its groups again.
+    GroupsSettled,
     ForgetOrigin {
         uid: u64,
     },
@@ -189,33 +216,34 @@ pub enum Input<'a> {
 pub struct Partition {
     number: u16,
     state: State,
-    log: Box<dyn Log>,
     rules: Rules,
     /// Effects that wait until a position is safe, in order.
     held_back: VecDeque<(Position, Effect)>,
-    last: Position,
+    journal: Journal,
+    /// Change of what persistent sessions wait for since the last batch: messages, bytes.
+    wanted: (i64, i64),
     timers: Timers<(u32, u64)>,
     next_uid: u64,
-    groups: Slab<Group>,
-    group_names: HashMap<Box<str>, usize>,
+    /// Places of shared groups in the tree.
+    group_slots: slab::Slab<u64>,
     now_ms: u64,
 }
 
 impl Partition {
-    /// An empty partition; `number` of `P`, uids unique in it.
+    /// An empty partition; `number` of `P`. `incarnation` makes its uids unlike those of every run before; 0 means that
+    /// nothing is logged.
     #[must_use]
-    pub fn new(number: u16, rules: Rules, log: Box<dyn Log>) -> Self {
+    pub fn new(number: u16, rules: Rules, incarnation: u32) -> Self {
         Self {
             number,
             state: State::default(),
-            log,
             rules,
             held_back: VecDeque::new(),
-            last: 0,
+            journal: Journal::new(incarnation > 0, 0),
+            wanted: (0, 0),
             timers: Timers::new(),
-            next_uid: (u64::from(number) << 48) + 1,
-            groups: Slab::new(),
-            group_names: HashMap::new(),
+            next_uid: crate::record::make_uid(number, incarnation, 1),
+            group_slots: slab::Slab::new(),
             now_ms: 0,
         }
     }
@@ -244,17 +272,29 @@ impl Partition {
             Input::Congested { session, congested } => self.set_congested(session, congested, out),
             Input::Resume { session } => self.resume(session, out),
             Input::Replay { session, messages, qos, ids } => self.replay(session, messages, qos, &ids, out),
-            Input::GroupJoin { group, member } => self.group_join(group, member, out),
+            Input::GroupJoin { group, member, again } => self.group_join(group, member, again, out),
             Input::GroupLeave { group, session } => self.group_leave(group, session, out),
             Input::GroupOnline { group, session, online, window } => {
                 self.group_online(group, session, online, window, out);
             }
             Input::GroupDone { place, session } => self.group_done(place, session, out),
             Input::GroupReturn { place, session, sent } => self.group_return(place, session, sent, out),
-            Input::Dispatch { to, place, message, qos, id } => self.dispatch(to, place, &message, qos, id, out),
-            Input::ForgetOrigin { uid } => self.commit(true, Record::OriginForgotten { uid }).1,
-            Input::Kick { client_id, reason } => self.kick(client_id, reason, out),
+            Input::Dispatch(dispatched) => self.dispatch(dispatched, out),
+            Input::Safe { number, up_to, address } => self.made_safe(number, up_to, address, out),
             Input::Tick => self.tick(out),
+            other => self.step_rare(other, out),
+        }
+    }
+
+    fn step_rare(&mut self, input: Input<'_>, out: &mut Effects) {
+        match input {
+            Input::Opened { session } => self.opened(session, out),
+            Input::Fence { question } => self.when_safe(Effect::Fenced { question }, out),
+            Input::Fetched { session, bodies } => self.fetched(session, bodies, out),
+            Input::GroupsSettled => self.groups_settled(out),
+            Input::ForgetOrigin { uid } => self.forget_origin(uid),
+            Input::Kick { client_id, reason } => self.kick(client_id, reason, out),
+            _ => {}
         }
     }
 
@@ -270,10 +310,27 @@ impl Partition {
         &self.state
     }
 
+    /// What it wrote and how far the log is with it.
+    #[must_use]
+    pub const fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// The uid that the next session gets.
+    #[must_use]
+    pub const fn next_uid(&self) -> u64 {
+        self.next_uid
+    }
+
+    /// Uids go on from here: a partition that is rebuilt must not give one twice.
+    pub fn set_next_uid(&mut self, uid: u64) {
+        self.next_uid = self.next_uid.max(uid);
+    }
+
     /// Number of shared groups.
     #[must_use]
     pub fn groups(&self) -> usize {
-        self.groups.len()
+        self.state.groups().len()
     }
 
     /// The session that a reference means, if it is still that one.
@@ -286,36 +343,43 @@ impl Partition {
         self.state.session_mut(r.slot).filter(|s| s.uid == r.uid)
     }
 
-    /// Logs the record if it is worth it, applies it, and returns the place that `SessionOpened` made.
-    fn commit(&mut self, durable: bool, record: Record<'_>) -> (u32, ()) {
-        if durable {
-            self.last = self.log.append(&record);
-        }
-        (self.state.apply(record), ())
+    fn new_uid(&mut self) -> u64 {
+        self.next_uid += 1;
+        self.next_uid - 1
     }
 
     /// Emits an effect once everything committed so far is safe.
     fn when_safe(&mut self, effect: Effect, out: &mut Effects) {
-        if self.held_back.is_empty() && self.log.safe() >= self.last {
+        if self.held_back.is_empty() && self.journal.all_safe() {
             out.push(effect);
         } else {
-            self.held_back.push_back((self.last, effect));
+            self.held_back.push_back((self.journal.last(), effect));
+        }
+    }
+
+    fn release_safe(&mut self, out: &mut Effects) {
+        let safe = self.journal.safe();
+        while self.held_back.front().is_some_and(|(at, _)| *at <= safe) {
+            out.extend(self.held_back.pop_front().map(|(_, effect)| effect));
         }
     }
 
     fn tick(&mut self, out: &mut Effects) {
-        let safe = self.log.safe();
-        while self.held_back.front().is_some_and(|(at, _)| *at <= safe) {
-            out.extend(self.held_back.pop_front().map(|(_, effect)| effect));
-        }
         while let Some((slot, uid)) = self.timers.due(self.now_ms) {
             self.time_up(SessionRef { partition: self.number, slot, uid }, out);
         }
     }
 
-    fn dropped(&self, slot: u32, message: &Stored, qos: QoS, reason: DropReason, out: &mut Effects) {
+    fn forget_origin(&mut self, uid: u64) {
+        if self.state.knows_origin(uid) {
+            self.commit(true, crate::record::Record::OriginForgotten { uid });
+        }
+    }
+
+    /// `topic` is empty if the message is on disk only.
+    fn dropped(&self, slot: u32, topic: &str, qos: QoS, reason: DropReason, out: &mut Effects) {
         if let Some(session) = self.state.session(slot) {
-            let (client_id, topic) = (session.client_id.clone(), message.view().topic.into());
+            let (client_id, topic) = (session.client_id.clone(), topic.into());
             out.push(Effect::Dropped { client_id, topic, qos, reason });
         }
     }

@@ -1,14 +1,16 @@
 //! A message arrives: into queues, to connections, into the retained store; QoS 2 identifiers of publishers.
 
+use std::sync::atomic::Ordering;
+
 use smallvec::SmallVec;
 
-use super::{Body, Deliver, Effect, Effects, Partition};
+use super::{Body, Deliver, Dispatched, Effect, Effects, Partition};
 use crate::access::Action;
 use crate::channel::{ConnectionId, Outcome, SessionRef, Token};
 use crate::codec::{QoS, Reason};
 use crate::limits::{Drop as DropReason, QueuePolicy};
 use crate::message::{Inbound, Origin, Stored};
-use crate::queue::{GroupPlace, Queue, Stage, SubscriptionIds};
+use crate::queue::{Extra, Queue, Stage, SubscriptionIds};
 use crate::record::{Delivery, Record};
 
 /// One subscription of a target that matched.
@@ -74,33 +76,38 @@ impl Partition {
         out: &mut Effects,
     ) {
         let mut outcome = Outcome::default();
-        let origin = message.view.head.origin;
-        let queued = if self.state.taken(origin.uid, origin.n) {
+        let head = &message.view.head;
+        let mut queued = SmallVec::new();
+        let mut wait = true;
+        if self.state.taken(head.origin) {
             outcome.accepted = 1;
-            SmallVec::new()
         } else {
-            self.take(message, targets, &mut outcome, out)
-        };
+            (queued, wait) = self.take(message, targets, &mut outcome, out);
+        }
         if let Some(token) = token {
-            self.when_safe(Effect::Answer { token, outcome }, out);
+            let answer = Effect::Answer { token, outcome };
+            // class `memory` is not for QoS 2 [design, "QoS 2 exactly once"]
+            let at_once = head.memory && head.qos != QoS::ExactlyOnce;
+            if wait && !at_once { self.when_safe(answer, out) } else { out.push(answer) }
         }
         for delivery in queued {
-            self.send_newest(delivery, Body::Current, &message.store(), out);
+            self.send_newest(delivery, out);
         }
     }
 
+    /// Puts the message into queues or straight to connections; true if something was written that must be safe.
     fn take(
         &mut self,
         message: &Inbound<'_>,
         targets: &[Target],
         outcome: &mut Outcome,
         out: &mut Effects,
-    ) -> SmallVec<[Delivery; 4]> {
+    ) -> (SmallVec<[Delivery; 4]>, bool) {
         let mut queued: SmallVec<[Delivery; 4]> = SmallVec::new();
         let mut durable = false;
         for target in targets {
             if target.group {
-                self.group_publish(target.slot, message, outcome, out);
+                durable |= self.group_publish(target, message, outcome, out);
                 continue;
             }
             let Some(session) = self.state.session_mut(target.slot) else { continue };
@@ -118,40 +125,43 @@ impl Partition {
                 }
                 continue;
             }
-            durable |= session.durable();
             if self.make_room(target.slot, message, form.qos, outcome, out) {
                 outcome.accepted += 1;
                 let Form { qos, retain, ids } = form;
-                queued.push(Delivery { slot: target.slot, qos, retain, ids, group: None });
+                let Some(session) = self.state.session(target.slot) else { continue };
+                let (slot, index) = (target.slot, session.queue.next_index());
+                durable |= session.durable();
+                let extra = Extra::of(ids, None);
+                queued.push(Delivery { slot, index, qos, retain, durable: session.durable(), extra });
             }
         }
         if !queued.is_empty() {
-            self.commit(durable, Record::Enqueued { message: &message.store(), to: &queued });
+            let origin = message.view.head.origin;
+            self.commit(durable, Record::Enqueued { message: &message.store(), origin, to: &queued });
         }
-        queued
+        (queued, durable)
     }
 
-    /// Sends the message just enqueued if nothing waits before it.
-    fn send_newest(&mut self, d: Delivery, body: Body, stored: &Stored, out: &mut Effects) {
+    /// Sends the message just enqueued if nothing waits before it and it need not be safe first.
+    fn send_newest(&mut self, d: Delivery, out: &mut Effects) {
         let max = self.rules.limits.inflight_bytes_max;
         let Some(session) = self.state.session_mut(d.slot) else { return };
         if !session.queue.only_newest_waits() {
+            if session.queue.lacks_identifier() {
+                self.pump(d.slot, out);
+            }
+            return;
+        }
+        let waits = d.qos == QoS::ExactlyOnce || self.rules.deliver_after_safe;
+        if d.durable && self.journal.on && waits {
             return;
         }
         let Some(channel) = session.can_send(max) else { return };
-        let index = session.queue.next_index() - 1;
+        let Delivery { qos, retain, index, .. } = d;
         session.queue.mark(index, Stage::Sent);
-        let Delivery { qos, retain, ids, .. } = d;
-        let id = Queue::identifier(index);
-        let mut deliver = Deliver { connection: channel.connection, id, qos, dup: false, retain, ids, body };
-        if qos == QoS::ExactlyOnce {
-            if self.log.safe() < self.last {
-                deliver.body = Body::Stored(stored.clone());
-            }
-            self.when_safe(Effect::Deliver(deliver), out);
-        } else {
-            out.push(Effect::Deliver(deliver));
-        }
+        let (id, connection) = (Queue::identifier(index), channel.connection);
+        let ids = d.extra.map(|x| x.ids).unwrap_or_default();
+        out.push(Effect::Deliver(Deliver { connection, id, qos, dup: false, retain, ids, body: Body::Current }));
     }
 
     /// Bounds of a session's queue; drops by policy and says so.
@@ -167,7 +177,14 @@ impl Partition {
         let size = message.view.topic.len() + message.view.props.len() + message.view.payload.len();
         loop {
             let Some(session) = self.state.session(slot) else { return false };
-            let reason = if session.queue.waiting() >= limits.queue_messages_max {
+            if session.durable() && self.rules.disk_failing.load(Ordering::Relaxed) {
+                outcome.disk_failed = true;
+                self.dropped(slot, message.view.topic, qos, DropReason::Disk, out);
+                return false;
+            }
+            let reason = if session.durable() && self.total_full(size) {
+                DropReason::TotalFull
+            } else if session.queue.waiting() >= limits.queue_messages_max {
                 DropReason::QueueFull
             } else if session.queue.bytes() + size > limits.queue_bytes_max && !session.queue.is_empty() {
                 DropReason::QueueBytes
@@ -183,7 +200,7 @@ impl Partition {
                 QueuePolicy::DropNewest => None,
             };
             let Some(index) = oldest else {
-                self.dropped(slot, &message.store(), qos, reason, out);
+                self.dropped(slot, message.view.topic, qos, reason, out);
                 if limits.queue_policy != QueuePolicy::Reject {
                     outcome.accepted += 1;
                 }
@@ -193,35 +210,46 @@ impl Partition {
         }
     }
 
+    /// The bounds of all queues of persistent sessions together.
+    fn total_full(&self, size: usize) -> bool {
+        let limits = &self.rules.limits;
+        let over = |now: usize, max: usize| max > 0 && now > max;
+        let (count, bytes) = self.rules.queued.totals();
+        over(count + 1, limits.queue_total_messages_max) || over(bytes + size, limits.queue_total_bytes_max)
+    }
+
     /// A group's message for one of its members.
-    pub(super) fn dispatch(
-        &mut self,
-        to: SessionRef,
-        place: Option<GroupPlace>,
-        message: &Stored,
-        qos: QoS,
-        id: u32,
-        out: &mut Effects,
-    ) {
-        let channel = self.session(to).map(|s| (s.channel, s.durable()));
-        let name = message.view().topic;
-        if self.session(to).is_some_and(|s| !s.rules.allow_all() && !s.rules.may(Action::Deliver, name)) {
-            self.dropped(to.slot, message, qos, DropReason::NotAuthorized, out);
+    pub(super) fn dispatch(&mut self, d: Dispatched, out: &mut Effects) {
+        let Dispatched { to, place, origin, message, qos, id } = d;
+        let Some(s) = self.session(to) else {
+            return out.extend(place.map(|place| Effect::GroupReturn { place, session: to, sent: false }));
+        };
+        let (channel, durable) = (s.channel, s.durable());
+        if let Some(place) = place.filter(|_| self.state.taken(origin)) {
+            // given again after a restart: the member has it still, or is done with it
+            if !s.queue.iter().any(|(_, e)| e.group() == Some(place)) {
+                out.push(Effect::GroupDone { place, session: to });
+            }
+            return;
+        }
+        if !s.rules.allow_all() && !s.rules.may(Action::Deliver, message.view().topic) {
+            self.dropped(to.slot, message.view().topic, qos, DropReason::NotAuthorized, out);
             return out.extend(place.map(|place| Effect::GroupDone { place, session: to }));
         }
         let ids: SubscriptionIds = (id != 0).then_some(id).into_iter().collect();
         match (channel, place) {
-            (Some((Some(channel), _)), None) => {
-                let (connection, body) = (channel.connection, Body::Stored(message.clone()));
+            (Some(channel), None) => {
+                let (connection, body) = (channel.connection, Body::Stored(message));
                 out.push(Effect::Deliver(Deliver { connection, id: 0, qos, dup: false, retain: false, ids, body }));
             }
-            (Some((Some(_), durable)), Some(place)) => {
-                let d = Delivery { slot: to.slot, qos, retain: false, ids, group: Some(Box::new(place)) };
-                self.commit(durable, Record::Enqueued { message, to: std::slice::from_ref(&d) });
-                self.send_newest(d, Body::Stored(message.clone()), message, out);
+            (Some(_), Some(_)) => {
+                let (slot, index) = (to.slot, s.queue.next_index());
+                let d = Delivery { slot, index, qos, retain: false, durable, extra: Extra::of(ids, place) };
+                self.commit(durable, Record::Enqueued { message: &message, origin, to: std::slice::from_ref(&d) });
+                self.pump(slot, out);
             }
-            (_, Some(place)) => out.push(Effect::GroupReturn { place, session: to, sent: false }),
-            (_, None) => {}
+            (None, Some(place)) => out.push(Effect::GroupReturn { place, session: to, sent: false }),
+            (None, None) => {}
         }
     }
 
@@ -230,13 +258,21 @@ impl Partition {
         let mut outcome = Outcome::default();
         let view = &message.view;
         let before = (self.state.retained.len(), self.state.retained.bytes());
+        let own = crate::topic::reserved(view.topic); // what the broker says of itself is not kept
+        if self.rules.disk_failing.load(Ordering::Relaxed) && !own {
+            outcome.disk_failed = true;
+            let (client_id, topic) = (Box::default(), view.topic.into());
+            out.push(Effect::Dropped { client_id, topic, qos: view.head.qos, reason: DropReason::Disk });
+            return out.extend(token.map(|token| Effect::Answer { token, outcome }));
+        }
+        let written = self.journal.last();
         if view.payload.is_empty() {
             if self.state.retained.get(view.topic).is_some() {
-                self.commit(true, Record::RetainedCleared { topic: view.topic });
+                self.commit(!own, Record::RetainedCleared { topic: view.topic });
             }
         } else if view.head.publisher == 0 || self.retained_fits(message) {
             let stored = message.store();
-            self.commit(true, Record::RetainedSet { message: &stored });
+            self.commit(!own, Record::RetainedSet { message: &stored });
         } else {
             outcome.retain_failed = true;
             let (client_id, topic) = (Box::default(), view.topic.into());
@@ -246,7 +282,9 @@ impl Partition {
             self.account_retained(before); // what the broker says of itself ($SYS) does not count
         }
         if let Some(token) = token {
-            self.when_safe(Effect::Answer { token, outcome }, out);
+            let answer = Effect::Answer { token, outcome };
+            let at_once = self.journal.last() == written || view.head.memory && view.head.qos != QoS::ExactlyOnce;
+            if at_once { out.push(answer) } else { self.when_safe(answer, out) }
         }
     }
 
@@ -261,25 +299,28 @@ impl Partition {
 
     /// Tells the shared account how the store has changed since `before`.
     fn account_retained(&self, before: (usize, usize)) {
-        let now = (self.state.retained.len(), self.state.retained.bytes());
-        self.rules.retained.shift(before, now);
+        let difference = |now: usize, before: usize| now as i64 - before as i64;
+        let count = difference(self.state.retained.len(), before.0);
+        self.rules.retained.shift(count, difference(self.state.retained.bytes(), before.1));
     }
 
     /// First sight of an identifier gets a number; a repeated one has the number that it had [MQTT-4.3.3-10].
     pub(super) fn hold(&mut self, session: SessionRef, id: u16, token: Token, out: &mut Effects) {
         let Some(s) = self.session(session) else { return };
         let durable = s.durable();
-        let n = match s.held.as_ref().and_then(|h| h.get(id)) {
-            Some(n) => n,
-            None => {
-                let n = s.held.as_ref().map_or(1, |h| h.next());
-                self.commit(durable, Record::Held { slot: session.slot, id, n });
-                n
-            }
-        };
+        let known = s.held.as_ref().and_then(|h| h.get(id));
+        if known.is_none() && durable && self.rules.disk_failing.load(Ordering::Relaxed) {
+            let outcome = Outcome { disk_failed: true, ..Outcome::default() };
+            return out.push(Effect::Answer { token, outcome });
+        }
+        let n = known.unwrap_or_else(|| s.held.as_ref().map_or(1, |h| h.next()));
+        if known.is_none() {
+            self.commit(durable, Record::Held { slot: session.slot, id, n });
+        }
         let answered = self.session(session).and_then(|s| s.held.as_ref()).map_or(0, |h| h.answered());
         let origin = Origin { uid: session.uid, n, answered };
-        self.when_safe(Effect::Held { token, origin }, out);
+        // one log for all: the record lies before everything that the fan-out will write, and PUBREC waits for it below
+        out.push(Effect::Held { token, origin });
     }
 
     /// PUBREL: PUBCOMP goes when the release is safe [MQTT-4.3.3-12].
@@ -299,7 +340,8 @@ impl Partition {
         }
         if answer {
             // an unknown identifier is not an error when a client recovers (3.7.2.1), so it gets the same answer
-            self.when_safe(Effect::Pubcomp { connection, id, reason: Reason::SUCCESS }, out);
+            let pubcomp = Effect::Pubcomp { connection, id, reason: Reason::SUCCESS };
+            if durable { self.when_safe(pubcomp, out) } else { out.push(pubcomp) }
         }
     }
 }

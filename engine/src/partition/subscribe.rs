@@ -37,7 +37,7 @@ impl Partition {
         );
         if let Some(group) = group_name(ask.filter) {
             let member = Member { session, qos, id, online, durable, window, open: 0 };
-            out.push(Effect::GroupJoin { group: group.into(), member });
+            out.push(Effect::GroupJoin { group: group.into(), member, again: false });
         } else {
             let (partition, slot) = (session.partition, session.slot);
             let subscriber = Subscriber { partition, slot, group: false, qos, no_local, retain_as_published, id };

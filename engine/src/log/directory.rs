@@ -1,0 +1,141 @@
+//! The data directory: who uses it, whose it is, and how often it was started.
+
+use std::fs;
+use std::io::{self, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// Version of `roost.json`.
+const VERSION: u32 = 1;
+
+/// What `roost.json` says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Version of the directory.
+    pub format: u32,
+    /// Number of partitions.
+    pub partitions: u32,
+    /// Key of the hash, 32 hexadecimal digits.
+    pub key: String,
+    /// One more with each start.
+    pub incarnation: u32,
+    /// Address of the first record of the last complete checkpoint.
+    pub checkpoint: Option<u64>,
+}
+
+/// A data directory that this process has locked.
+#[derive(Debug)]
+pub struct Directory {
+    path: PathBuf,
+    _lock: fs::File,
+}
+
+fn at(path: &Path, what: &str, e: &io::Error) -> String {
+    format!("{}: {what}: {e}", path.display())
+}
+
+impl Directory {
+    /// Makes the directory if needed and locks it.
+    ///
+    /// # Errors
+    /// It cannot be made or written, or another process uses it (the text names the pid).
+    pub fn open(path: &Path) -> Result<Self, String> {
+        fs::create_dir_all(path.join("log")).map_err(|e| at(path, "cannot make the data directory", &e))?;
+        let name = path.join("lock");
+        let mut options = fs::OpenOptions::new();
+        let opened = options.read(true).write(true).create(true).truncate(false).open(&name);
+        let mut lock = opened.map_err(|e| at(&name, "cannot write to the data directory", &e))?;
+        if lock.try_lock().is_err() {
+            let mut pid = String::new();
+            let _ = lock.read_to_string(&mut pid);
+            return Err(format!(
+                "{}: the data directory is in use by process {}; stop that broker, or use another --data DIR",
+                path.display(),
+                pid.trim()
+            ));
+        }
+        let written = lock.set_len(0).and_then(|()| lock.rewind());
+        let written = written.and_then(|()| write!(lock, "{}", std::process::id()));
+        written.map_err(|e| at(&name, "cannot write", &e))?;
+        Ok(Self { path: path.to_owned(), _lock: lock })
+    }
+
+    /// Its path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The folder of the segments.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.path.join("log")
+    }
+
+    /// What `roost.json` says; `None` in a new directory.
+    ///
+    /// # Errors
+    /// It cannot be read, or was written by a newer version.
+    pub fn identity(&self) -> Result<Option<Identity>, String> {
+        let name = self.path.join("roost.json");
+        let text = match fs::read_to_string(&name) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(at(&name, "cannot read", &e)),
+        };
+        #[derive(Deserialize)]
+        struct Format {
+            format: u32,
+        }
+        if let Some(format) = serde_json::from_str::<Format>(&text).ok().map(|f| f.format).filter(|f| *f > VERSION) {
+            return Err(format!(
+                "{}: the data directory has version {format}, this program knows {VERSION}: use a newer roost",
+                self.path.display()
+            ));
+        }
+        serde_json::from_str(&text).map(Some).map_err(|e| {
+            format!(
+                "{}: damaged: {e}; write it anew with the key and the partitions of this broker, or remove it with the \
+                 whole directory",
+                name.display()
+            )
+        })
+    }
+
+    /// Writes `roost.json` so that the old or the new one is there, whatever happens.
+    ///
+    /// # Errors
+    /// As the operating system says.
+    pub fn set_identity(&self, identity: &Identity) -> io::Result<()> {
+        let text = serde_json::to_vec_pretty(identity).map_err(io::Error::other)?;
+        self.replace("roost.json", &text)
+    }
+
+    /// Replaces a file as a whole.
+    ///
+    /// # Errors
+    /// As the operating system says.
+    pub fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let temporary = self.path.join(format!("{name}.new"));
+        let mut file = fs::File::create(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, self.path.join(name))?;
+        fs::File::open(&self.path)?.sync_all()
+    }
+
+    /// Reads a file of the directory, if it is there.
+    #[must_use]
+    pub fn read(&self, name: &str) -> Option<Vec<u8>> {
+        fs::read(self.path.join(name)).ok()
+    }
+}
+
+impl Identity {
+    /// Of a new directory.
+    #[must_use]
+    pub const fn new(partitions: u32, key: String) -> Self {
+        Self { format: VERSION, partitions, key, incarnation: 0, checkpoint: None }
+    }
+}

@@ -1,0 +1,335 @@
+//! The thread that owns the end of the log: takes what all lanes have written meanwhile, writes and syncs it as one
+//! group, tells the lanes, and looks after checkpoints. No lane ever waits in it.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::checkpoint::Checkpoints;
+use super::directory::{Directory, Identity};
+use super::writer::{Located, Writer};
+use super::{LogEvent, Notify, Piece};
+
+/// How long it waits before it tries a disk in trouble again.
+const RETRY: Duration = Duration::from_millis(200);
+/// How often it looks after checkpoints when nothing is written.
+const IDLE: Duration = Duration::from_millis(500);
+
+/// What the log is asked to do.
+#[derive(Clone)]
+pub struct Options {
+    /// 0: a group is synced before anything in it is acknowledged. Otherwise it is acknowledged when it is written, and
+    /// synced at most so much later.
+    pub sync_every_ms: u64,
+    /// Number of lanes.
+    pub lanes: usize,
+    /// Where events go.
+    pub notify: Notify,
+    /// What people are told of the disk: `None` when it is well again.
+    pub report: Arc<dyn Fn(Option<String>) + Send + Sync>,
+    /// Bytes that sessions wait for.
+    pub wanted: Arc<dyn Fn() -> u64 + Send + Sync>,
+    /// Set while the disk takes nothing.
+    pub failing: Arc<AtomicBool>,
+}
+
+/// Numbers of the log for metrics.
+#[derive(Debug, Default)]
+pub struct LogStats {
+    /// Groups written.
+    pub groups: AtomicU64,
+    /// Bytes handed to the operating system.
+    pub bytes_written: AtomicU64,
+    /// Records written.
+    pub records: AtomicU64,
+    /// Checkpoints completed.
+    pub checkpoints: AtomicU64,
+    /// Bytes on disk.
+    pub bytes: AtomicU64,
+    /// Segments.
+    pub segments: AtomicU64,
+}
+
+#[derive(Default)]
+struct Inbox {
+    pieces: Vec<Piece>,
+    closing: bool,
+    restarted: bool,
+}
+
+#[derive(Default)]
+struct Desk {
+    inbox: Mutex<Inbox>,
+    bell: Condvar,
+    /// Bytes that wait to be written.
+    waiting: AtomicUsize,
+}
+
+/// The log of this process.
+pub struct DiskLog {
+    desk: Arc<Desk>,
+    /// For metrics.
+    pub stats: Arc<LogStats>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl std::fmt::Debug for DiskLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DiskLog").field("stats", &self.stats).finish_non_exhaustive()
+    }
+}
+
+impl DiskLog {
+    /// Starts the thread behind what was recovered.
+    ///
+    /// # Errors
+    /// The operating system refuses a thread.
+    pub fn start(
+        writer: Writer,
+        checkpoints: Checkpoints,
+        directory: Directory,
+        identity: Identity,
+        options: Options,
+    ) -> io::Result<Self> {
+        let (desk, stats) = (Arc::<Desk>::default(), Arc::<LogStats>::default());
+        let mut work = Work {
+            desk: Arc::clone(&desk),
+            stats: Arc::clone(&stats),
+            writer,
+            checkpoints,
+            directory,
+            identity,
+            options,
+            unsynced: None,
+            now_ms: 0,
+            walks: VecDeque::new(),
+        };
+        work.measure();
+        let thread = std::thread::Builder::new().name("log".to_owned()).spawn(move || work.run())?;
+        Ok(Self { desk, stats, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Hands over what a lane's partitions wrote. Safe when the event says so.
+    pub fn append(&self, piece: Piece) {
+        let bytes: usize = piece.batches.iter().map(|b| b.records.len() + 64).sum();
+        self.desk.waiting.fetch_add(bytes, Ordering::Relaxed);
+        let first = self.desk.inbox.lock().is_ok_and(|mut inbox| {
+            inbox.pieces.push(piece);
+            inbox.pieces.len() == 1
+        });
+        if first {
+            self.desk.bell.notify_one();
+        }
+    }
+
+    /// Bytes that wait to be written: above a bound, lanes do not read from publishers.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.desk.waiting.load(Ordering::Relaxed)
+    }
+
+    /// A lane has begun anew: a checkpoint under way cannot be finished.
+    pub fn lane_restarted(&self) {
+        if let Ok(mut inbox) = self.desk.inbox.lock() {
+            inbox.restarted = true;
+        }
+    }
+
+    /// Writes what waits, says that the log ends here as it should, and ends the thread.
+    pub fn close(&self) {
+        if let Ok(mut inbox) = self.desk.inbox.lock() {
+            inbox.closing = true;
+        }
+        self.desk.bell.notify_one();
+        let thread = self.thread.lock().ok().and_then(|mut t| t.take());
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for DiskLog {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+struct Work {
+    desk: Arc<Desk>,
+    stats: Arc<LogStats>,
+    writer: Writer,
+    checkpoints: Checkpoints,
+    directory: Directory,
+    identity: Identity,
+    options: Options,
+    /// Since when something is written and not synced (`sync_every_ms`).
+    unsynced: Option<Instant>,
+    now_ms: u64,
+    /// What walks found, until it is synced.
+    walks: VecDeque<super::Walked>,
+}
+
+impl Work {
+    fn run(&mut self) {
+        loop {
+            let (pieces, closing) = self.next();
+            if !pieces.is_empty() && !self.write_until_safe(pieces) {
+                return;
+            }
+            self.sync_when_due(closing);
+            self.look_after_checkpoints();
+            self.measure();
+            if closing && self.desk.inbox.lock().is_ok_and(|i| i.pieces.is_empty()) {
+                let _ = self.writer.end_cleanly(self.now_ms, unix_ms());
+                return;
+            }
+        }
+    }
+
+    fn next(&mut self) -> (Vec<Piece>, bool) {
+        let wait = match self.unsynced {
+            Some(since) => Duration::from_millis(self.options.sync_every_ms).saturating_sub(since.elapsed()),
+            None => IDLE,
+        };
+        let Ok(mut inbox) = self.desk.inbox.lock() else { return (Vec::new(), true) };
+        if inbox.pieces.is_empty() && !inbox.closing {
+            inbox = match self.desk.bell.wait_timeout(inbox, wait) {
+                Ok((inbox, _)) => inbox,
+                Err(_) => return (Vec::new(), true),
+            };
+        }
+        if std::mem::take(&mut inbox.restarted) {
+            self.checkpoints.give_up();
+        }
+        (std::mem::take(&mut inbox.pieces), inbox.closing)
+    }
+
+    /// Writes the pieces, again and again while the disk refuses. False if the broker ended meanwhile.
+    fn write_until_safe(&mut self, mut pieces: Vec<Piece>) -> bool {
+        let sync = self.options.sync_every_ms == 0;
+        let bytes: usize = pieces.iter().flat_map(|p| &p.batches).map(|b| b.records.len() + 64).sum();
+        loop {
+            match self.writer.write(&pieces, unix_ms(), sync) {
+                Ok(located) => {
+                    self.well_again();
+                    self.desk.waiting.fetch_sub(bytes, Ordering::Relaxed);
+                    self.count(&pieces);
+                    self.tell(&pieces, &located);
+                    for piece in &mut pieces {
+                        self.now_ms = self.now_ms.max(piece.now_ms);
+                        self.walks.extend(piece.walked.take());
+                    }
+                    if !sync && self.unsynced.is_none() {
+                        self.unsynced = Some(Instant::now());
+                    }
+                    return true;
+                }
+                Err(error) => self.in_trouble(&error),
+            }
+            if self.desk.inbox.lock().is_ok_and(|inbox| inbox.closing) {
+                return false; // nothing in the group was acknowledged
+            }
+            std::thread::sleep(RETRY);
+        }
+    }
+
+    fn in_trouble(&self, error: &io::Error) {
+        if !self.options.failing.swap(true, Ordering::Relaxed) {
+            (self.options.report)(Some(error.to_string()));
+        }
+    }
+
+    fn well_again(&self) {
+        if self.options.failing.load(Ordering::Relaxed) {
+            self.options.failing.store(false, Ordering::Relaxed);
+            (self.options.report)(None);
+        }
+    }
+
+    fn count(&self, pieces: &[Piece]) {
+        let records: u32 = pieces.iter().flat_map(|p| &p.batches).map(|b| b.count).sum();
+        self.stats.groups.fetch_add(1, Ordering::Relaxed);
+        self.stats.records.fetch_add(records.into(), Ordering::Relaxed);
+    }
+
+    /// Each lane learns where its batches lie.
+    fn tell(&mut self, pieces: &[Piece], located: &[Located]) {
+        let mut rest = located;
+        let mut by_lane: Vec<Vec<Located>> = vec![Vec::new(); self.options.lanes];
+        let mut bytes = 0;
+        for piece in pieces {
+            let (mine, others) = rest.split_at_checked(piece.batches.len()).unwrap_or((rest, &[]));
+            rest = others;
+            bytes += piece.batches.iter().map(|b| b.records.len() as u64 + 24).sum::<u64>();
+            if let Some(list) = by_lane.get_mut(usize::from(piece.lane)) {
+                list.extend_from_slice(mine);
+            }
+        }
+        self.checkpoints.wrote(bytes);
+        for (lane, list) in by_lane.into_iter().enumerate().filter(|(_, list)| !list.is_empty()) {
+            (self.options.notify)(u16::try_from(lane).unwrap_or(0), LogEvent::Safe(list));
+        }
+    }
+
+    fn sync_when_due(&mut self, now: bool) {
+        let Some(since) = self.unsynced else { return };
+        if !now && since.elapsed() < Duration::from_millis(self.options.sync_every_ms) {
+            return;
+        }
+        self.unsynced = None;
+        if let Err(error) = self.writer.sync() {
+            self.in_trouble(&error);
+        }
+    }
+
+    fn look_after_checkpoints(&mut self) {
+        if self.unsynced.is_some() && !self.walks.is_empty() {
+            self.unsynced = None;
+            if let Err(error) = self.writer.sync() {
+                return self.in_trouble(&error);
+            }
+        }
+        while let Some(walked) = self.walks.pop_front() {
+            let Some(complete) = self.checkpoints.walked(&walked, self.writer.closed()) else { continue };
+            self.identity.checkpoint = Some(complete.begin);
+            // nothing is freed before the directory names the new beginning
+            let result = self.directory.set_identity(&self.identity);
+            let result = result.and_then(|()| self.writer.give_back(&complete.free));
+            if let Err(error) = result {
+                (self.options.report)(Some(format!("a checkpoint could not be completed: {error}")));
+            }
+            self.stats.checkpoints.fetch_add(1, Ordering::Relaxed);
+        }
+        let failing = self.options.failing.load(Ordering::Relaxed);
+        let (_, total) = self.writer.size();
+        if failing || !self.checkpoints.due(total, (self.options.wanted)()) {
+            return;
+        }
+        let mut emptied = super::Emptied::new();
+        for number in self.checkpoints.begin(self.writer.end()) {
+            match self.writer.read_segment(number) {
+                Ok(bytes) => drop(emptied.insert(number, bytes)),
+                Err(_) => self.checkpoints.keep(number),
+            }
+        }
+        let emptied = Arc::new(emptied);
+        for lane in 0..self.options.lanes {
+            (self.options.notify)(u16::try_from(lane).unwrap_or(0), LogEvent::Walk(Arc::clone(&emptied)));
+        }
+    }
+
+    fn measure(&self) {
+        let (segments, bytes) = self.writer.size();
+        self.stats.segments.store(segments as u64, Ordering::Relaxed);
+        self.stats.bytes.store(bytes, Ordering::Relaxed);
+        self.stats.bytes_written.store(self.writer.bytes_written, Ordering::Relaxed);
+    }
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}

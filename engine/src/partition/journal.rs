@@ -1,0 +1,215 @@
+//! What a partition has written, how far the log is with it, and which bodies are still in memory.
+//!
+//! The partition writes records; its lane takes them as a batch at the end of the tick, and tells later that they are
+//! safe and at which address they lie. Without a disk nothing is written and everything is safe at once.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::{Effects, Partition};
+use crate::channel::SessionRef;
+use crate::log::{Batch, Position};
+use crate::record::{Record, encode};
+
+/// Bytes of message bodies in memory that the disk has too, of all partitions together.
+#[derive(Debug, Default)]
+pub struct BodyCache {
+    bytes: AtomicUsize,
+    /// Bodies above it are forgotten, oldest first.
+    pub bytes_max: usize,
+}
+
+impl BodyCache {
+    /// Keeps so many bytes.
+    #[must_use]
+    pub const fn new(bytes_max: usize) -> Self {
+        Self { bytes: AtomicUsize::new(0), bytes_max }
+    }
+}
+
+/// A message whose body was written: which entry learns its address.
+#[derive(Debug, Clone, Copy)]
+struct Written {
+    batch: u64,
+    offset: u32,
+    len: u32,
+    slot: u32,
+    uid: u64,
+    index: u64,
+}
+
+/// What each message costs beside its bytes while its body is in memory.
+const OVERHEAD: usize = 64;
+
+/// See the top of the file.
+#[derive(Debug, Default)]
+pub struct Journal {
+    /// There is a disk.
+    pub on: bool,
+    records: Vec<u8>,
+    count: u32,
+    last: Position,
+    safe: Position,
+    batch: u64,
+    written: VecDeque<Written>,
+    kept: VecDeque<Written>,
+}
+
+impl Journal {
+    /// Nothing written yet; `on` if there is a disk.
+    #[must_use]
+    pub fn new(on: bool, last: Position) -> Self {
+        Self { on, last, safe: last, ..Self::default() }
+    }
+
+    /// Index of the last record written.
+    #[must_use]
+    pub const fn last(&self) -> Position {
+        self.last
+    }
+
+    /// Index of the last record that is safe.
+    #[must_use]
+    pub const fn safe(&self) -> Position {
+        self.safe
+    }
+
+    /// True if everything written is safe.
+    #[must_use]
+    pub const fn all_safe(&self) -> bool {
+        self.safe >= self.last
+    }
+
+    /// True if something waits to be taken.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        self.count > 0
+    }
+
+    /// Bytes that wait to be taken.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Where the next record is written, with its offset; `note` what was written afterwards.
+    pub(super) fn begin(&mut self) -> (&mut Vec<u8>, u32) {
+        let offset = u32::try_from(self.records.len()).unwrap_or(u32::MAX);
+        self.last += 1;
+        self.count += 1;
+        (&mut self.records, offset)
+    }
+
+    /// More records were written behind the last one.
+    pub(super) fn count_more(&mut self, n: u32) {
+        self.last += u64::from(n);
+        self.count += n;
+    }
+
+    /// The body of this message stands in the record at this offset.
+    pub(super) fn note(&mut self, offset: u32, len: u32, slot: u32, uid: u64, index: u64) {
+        self.written.push_back(Written { batch: self.batch, offset, len, slot, uid, index });
+    }
+
+    fn take(&mut self, partition: u16) -> Option<Batch> {
+        if self.count == 0 {
+            return None;
+        }
+        let count = std::mem::take(&mut self.count);
+        let first = self.last + 1 - u64::from(count);
+        let number = self.batch;
+        self.batch += 1;
+        Some(Batch { partition, number, first, count, records: std::mem::take(&mut self.records) })
+    }
+}
+
+impl Partition {
+    /// Logs the record if it is worth it, applies it, and returns the place that `SessionOpened` made.
+    pub(super) fn commit(&mut self, durable: bool, record: Record<'_>) -> u32 {
+        if !(durable && self.journal.on) {
+            return self.state.apply(record);
+        }
+        let (records, offset) = self.journal.begin();
+        encode(&self.state, &record, records);
+        let slot = record.slot();
+        let bytes = |p: &Self| slot.and_then(|s| p.state.session(s)).map_or(0, |s| s.queue.bytes());
+        let before = bytes(self);
+        if let Record::Enqueued { message, to, .. } = &record {
+            let len = u32::try_from(message.len()).unwrap_or(u32::MAX);
+            for d in to.iter().filter(|d| d.durable) {
+                let uid = self.state.session(d.slot).map_or(0, |s| s.uid);
+                self.journal.note(offset, len, d.slot, uid, d.index);
+                self.wanted.0 += 1;
+                self.wanted.1 += i64::from(len);
+            }
+        }
+        let finished = matches!(record, Record::Acknowledged { .. } | Record::Received { .. });
+        let made = self.state.apply(record);
+        let gone = before - bytes(self).min(before);
+        self.wanted.1 -= i64::try_from(gone).unwrap_or(0);
+        self.wanted.0 -= i64::from(finished && gone > 0);
+        made
+    }
+
+    /// What was written since the last call, for the log.
+    pub fn take_batch(&mut self) -> Option<Batch> {
+        let (messages, bytes) = std::mem::take(&mut self.wanted);
+        self.rules.queued.shift(messages, bytes);
+        self.journal.take(self.number)
+    }
+
+    /// Everything up to this record is safe; the records of this batch begin at this address.
+    pub(super) fn made_safe(&mut self, number: u64, up_to: Position, address: u64, out: &mut Effects) {
+        self.journal.safe = self.journal.safe.max(up_to);
+        let mut last = None;
+        while let Some(w) = self.journal.written.front().copied().filter(|w| w.batch <= number) {
+            self.journal.written.pop_front();
+            let session = SessionRef { partition: self.number, slot: w.slot, uid: w.uid };
+            let Some(s) = self.session_mut(session) else { continue };
+            let ready = s.channel.is_some() && s.queue.waiting() > 0;
+            let Some(entry) = s.queue.get_mut(w.index).filter(|e| e.needs_body()) else { continue };
+            entry.at = address + u64::from(w.offset);
+            self.keep(w);
+            // QoS 2 leaves when it is safe; several messages of one session need one look
+            if last != Some(w.slot) && ready {
+                self.pump(w.slot, out);
+                last = Some(w.slot);
+            }
+        }
+        if let Some(slot) = last {
+            self.pump(slot, out);
+        }
+        self.release_safe(out);
+    }
+
+    /// The body stays in memory as long as there is room for it.
+    fn keep(&mut self, w: Written) {
+        let cache = std::sync::Arc::clone(&self.rules.cache);
+        let cost = |w: &Written| w.len as usize + OVERHEAD;
+        let mut bytes = cache.bytes.fetch_add(cost(&w), Ordering::Relaxed) + cost(&w);
+        self.journal.kept.push_back(w);
+        while bytes > cache.bytes_max {
+            let Some(old) = self.journal.kept.pop_front() else { return };
+            bytes = cache.bytes.fetch_sub(cost(&old), Ordering::Relaxed) - cost(&old);
+            let session = SessionRef { partition: self.number, slot: old.slot, uid: old.uid };
+            if let Some(entry) = self.session_mut(session).and_then(|s| s.queue.get_mut(old.index)) {
+                if entry.at != 0 {
+                    entry.body = None;
+                }
+            }
+        }
+    }
+
+    /// A body has come from the disk: it stays as one that was just written.
+    pub(super) fn keep_fetched(&mut self, session: SessionRef, index: u64, len: u32) {
+        let SessionRef { slot, uid, .. } = session;
+        self.keep(Written { batch: 0, offset: 0, len, slot, uid, index });
+    }
+}
+
+impl Drop for Partition {
+    fn drop(&mut self) {
+        let kept: usize = self.journal.kept.iter().map(|w| w.len as usize + OVERHEAD).sum();
+        self.rules.cache.bytes.fetch_sub(kept, Ordering::Relaxed);
+    }
+}

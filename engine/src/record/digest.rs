@@ -1,0 +1,60 @@
+//! An order-free checksum of a partition's durable state: equal states have equal digests, however they came about.
+
+use super::State;
+use super::wire::{Writer, framed};
+use crate::message::Origin;
+use crate::queue::Stage;
+
+const KEY: (u64, u64) = (0x526f_6f73_744d_5121, 0x6469_6765_7374_2e31);
+
+/// Sum of the keyed hashes of every session, message index, retained message, origin and group.
+#[must_use]
+pub fn digest(state: &State) -> u64 {
+    let mut sum = 0u64;
+    let mut bytes = Vec::new();
+    let mut add = |fill: &dyn Fn(&mut Vec<u8>)| {
+        bytes.clear();
+        fill(&mut bytes);
+        sum = sum.wrapping_add(crate::ring::siphash(KEY, &bytes));
+    };
+    for (_, s) in state.each().filter(|(_, s)| s.logged) {
+        let filters = s.subscriptions.iter().filter(|_| s.durable());
+        for (filter, sub) in filters {
+            add(&|out| out.extend_from_slice(format!("{} {filter} {sub:?}", s.uid).as_bytes()));
+        }
+        let held = s.held.as_ref().map(|h| (h.last(), h.ids().to_vec()));
+        let will = s.will.as_ref().map(|w| format!("{w:?}"));
+        let core = (s.uid, &s.client_id, s.expiry_s, will, held.map(sorted));
+        add(&|out| out.extend_from_slice(format!("{core:?}").as_bytes()));
+        for (index, e) in s.queue.iter().filter(|(_, e)| s.durable() && e.stage != Stage::Done) {
+            let received = matches!(e.stage, Stage::Received | Stage::ReleaseAgain);
+            let entry = (s.uid, index, e.qos, e.retain, received, e.len, e.ids(), e.group());
+            add(&|out| out.extend_from_slice(format!("{entry:?}").as_bytes()));
+        }
+    }
+    for message in state.retained.each().filter(|m| !crate::topic::reserved(m.view().topic)) {
+        add(&|out| framed(out, |w: &mut Writer<'_>| w.message(&message.view(), Origin::default())));
+    }
+    for (uid, window) in state.origins() {
+        let (floor, above) = window.parts();
+        let mut above = above.to_vec();
+        above.sort_unstable();
+        add(&|out| out.extend_from_slice(format!("{uid} {floor} {above:?}").as_bytes()));
+    }
+    for group in state.groups().filter(|g| g.logged) {
+        add(&|out| out.extend_from_slice(format!("{} {}", group.uid, group.name).as_bytes()));
+        for (index, message, with) in group.unfinished() {
+            let with = with.map(|(n, session)| (n, session.uid));
+            add(&|out| {
+                out.extend_from_slice(format!("{} {index} {with:?} ", group.uid).as_bytes());
+                Writer(out).message(&message.view(), Origin::default());
+            });
+        }
+    }
+    sum
+}
+
+fn sorted((last, mut ids): (u64, Vec<(u16, u64)>)) -> (u64, Vec<(u16, u64)>) {
+    ids.sort_unstable();
+    (last, ids)
+}
