@@ -19,7 +19,7 @@ use crate::message::{Inbound, Stored};
 use crate::net::Transport;
 use crate::partition::Input;
 use crate::port::Order;
-use crate::queue::{GroupPlace, SubscriptionIds};
+use crate::queue::GroupPlace;
 use crate::shared::Member;
 use crate::stats::Counter;
 
@@ -48,14 +48,10 @@ pub enum Conveyed {
 pub struct RetainedQuery {
     /// Who asks.
     pub from: u16,
-    /// For which session.
-    pub session: SessionRef,
+    /// Its number for the answers to this question.
+    pub gathering: u64,
     /// Filter, without `$share`.
     pub filter: Box<str>,
-    /// QoS of the subscription.
-    pub qos: QoS,
-    /// Its identifier.
-    pub ids: SubscriptionIds,
     /// Answer only after having applied so many messages of each lane.
     pub after: Vec<u64>,
 }
@@ -73,7 +69,7 @@ pub enum LaneMessage {
     Interest(Delta),
     Confirm { version: u64, sent: Vec<u64> },
     Ask(RetainedQuery),
-    Replay { session: SessionRef, messages: Vec<Stored>, qos: QoS, ids: SubscriptionIds },
+    Replay { gathering: u64, messages: Vec<Stored> },
     Convey { partition: u16, what: Conveyed },
     Join { group: Box<str>, member: Member, question: Question },
     Joined { key: usize },
@@ -231,9 +227,7 @@ impl Lane {
             }
             LaneMessage::Confirm { version, sent } => self.on_confirm(from, version, sent),
             LaneMessage::Ask(query) => self.deferred.push(query),
-            LaneMessage::Replay { session, messages, qos, ids } => {
-                self.step(session.partition, Input::Replay { session, messages, qos, ids }, None);
-            }
+            LaneMessage::Replay { gathering, messages } => self.gather(gathering, from, messages),
             LaneMessage::Convey { partition, what } => self.on_conveyed(partition, what),
             LaneMessage::Join { group, member, question } => self.on_join(&group, member, Some(question)),
             LaneMessage::Joined { key } => self.on_joined(key),
