@@ -96,6 +96,18 @@ impl Group {
         before != self.members.len()
     }
 
+    /// Who is in it.
+    pub fn sessions(&self) -> impl Iterator<Item = SessionRef> + '_ {
+        self.members.iter().map(|m| m.session)
+    }
+
+    /// A member is gone for good; whether it had sent what it had is not known.
+    pub fn give_back_all(&mut self, session: SessionRef) {
+        for index in self.base..self.base + self.entries.len() as u64 {
+            self.give_back(session, index, true);
+        }
+    }
+
     /// A member came or went.
     pub fn set_online(&mut self, session: SessionRef, online: bool, window: u32) {
         if let Some(m) = self.members.iter_mut().find(|m| m.session == session) {

@@ -71,9 +71,10 @@ pub enum LaneMessage {
     Ask(RetainedQuery),
     Replay { gathering: u64, messages: Vec<Stored> },
     Convey { partition: u16, what: Conveyed },
-    Join { group: Box<str>, member: Member, question: Question },
+    Join { group: Box<str>, member: Member, question: Option<Question> },
     Joined { key: usize },
     Forget { uid: u64 },
+    Restarted,
     Order(Order),
 }
 
@@ -95,10 +96,13 @@ impl Mailbox {
         Ok(Self { batches: Mutex::default(), waiting: AtomicUsize::new(0), waker: Mutex::new(Some(waker)) })
     }
 
-    /// The lane has another poll now.
+    /// The lane has another poll now, which is woken at once: what waits here has woken the old one.
     pub fn rewire(&self, poll: &Poll, place: Place) {
         if let Ok(mut waker) = self.waker.lock() {
             *waker = Waker::new(poll.registry(), place).ok();
+            if let Some(waker) = waker.as_ref() {
+                let _ = waker.wake();
+            }
         }
     }
 
@@ -188,20 +192,23 @@ impl Lane {
 
     pub(super) fn receive_mail(&mut self) {
         let Some(mailbox) = self.shared.mailboxes.get(usize::from(self.number)) else { return };
-        let batches = mailbox.take();
-        if batches.is_empty() {
+        self.inbox.extend(mailbox.take().into_iter().map(|(from, batch)| (from, batch.into_iter())));
+        if self.inbox.is_empty() {
             return;
         }
-        for (from, batch) in batches {
-            for message in batch {
-                if from != self.number {
-                    if let Some(n) = self.received.get_mut(usize::from(from)) {
-                        *n += 1;
-                    }
+        while let Some((from, batch)) = self.inbox.front_mut() {
+            let (from, message) = (*from, batch.next());
+            let Some(message) = message else {
+                self.inbox.pop_front();
+                continue;
+            };
+            if from != self.number {
+                if let Some(n) = self.received.get_mut(usize::from(from)) {
+                    *n += 1;
                 }
-                self.on_message(from, message);
-                self.work();
             }
+            self.on_message(from, message);
+            self.work();
         }
         self.answer_deferred();
     }
@@ -226,18 +233,25 @@ impl Lane {
                 self.send(from, LaneMessage::Confirm { version: delta.version, sent });
             }
             LaneMessage::Confirm { version, sent } => self.on_confirm(from, version, sent),
-            LaneMessage::Ask(query) => self.deferred.push(query),
+            LaneMessage::Ask(query) => {
+                #[cfg(test)]
+                assert_ne!(&*query.filter, super::tests::POISON_FILTER);
+                self.deferred.push(query);
+            }
             LaneMessage::Replay { gathering, messages } => self.gather(gathering, from, messages),
             LaneMessage::Convey { partition, what } => self.on_conveyed(partition, what),
-            LaneMessage::Join { group, member, question } => self.on_join(&group, member, Some(question)),
+            LaneMessage::Join { group, member, question } => self.on_join(&group, member, question),
             LaneMessage::Joined { key } => self.on_joined(key),
             LaneMessage::Forget { uid } => self.todo.push_back(Todo::Forget { uid }),
+            LaneMessage::Restarted => self.on_peer_restarted(from),
             LaneMessage::Order(order) => self.on_order(order),
         }
     }
 
     /// Another lane's publish: matched in this lane's own tree, always answered.
     fn on_forwarded(&mut self, message: &Stored, token: Option<Token>) {
+        #[cfg(test)]
+        assert_ne!(message.view().topic, super::tests::POISON);
         self.flow = Flow { token, ..Flow::default() };
         self.route_here(&Inbound::from_stored(message));
         let flow = std::mem::take(&mut self.flow);

@@ -126,7 +126,7 @@ impl Lane {
         for effect in &mut effects {
             if let crate::partition::Effect::GroupJoin { group, member } = effect {
                 let (group, member) = (std::mem::take(group), member.clone());
-                self.ask_to_join(group, member, question);
+                self.ask_to_join(group, member, Some(question));
             }
         }
         effects.retain(|e| !matches!(e, crate::partition::Effect::GroupJoin { .. }));
@@ -180,15 +180,11 @@ impl Lane {
 
     // ---- joining groups
 
-    /// A session re-asserts a membership without a SUBACK that waits.
-    pub(super) fn join_group(&mut self, group: Box<str>, member: Member) {
-        self.todo.push_back(Todo::Joined { group, member, question: None });
-    }
-
-    fn ask_to_join(&mut self, group: Box<str>, member: Member, question: Question) {
+    /// A session joins a group, with a SUBACK that waits or to assert a membership again.
+    pub(super) fn ask_to_join(&mut self, group: Box<str>, member: Member, question: Option<Question>) {
         let lane = self.shared.ring.lane(self.shared.ring.partition(&group));
         if lane == self.number {
-            self.todo.push_back(Todo::Joined { group, member, question: Some(question) });
+            self.todo.push_back(Todo::Joined { group, member, question });
         } else {
             self.send(lane, LaneMessage::Join { group, member, question });
         }
@@ -224,6 +220,21 @@ impl Lane {
             asked.joins = asked.joins.saturating_sub(1);
         }
         self.complete_if_ready(key);
+    }
+
+    /// Whose SUBACK waits for a group to answer.
+    pub(super) fn joining(&self) -> impl Iterator<Item = ConnectionId> + '_ {
+        self.questions.iter().filter(|(_, a)| a.joins > 0).map(|(_, a)| a.connection)
+    }
+
+    /// The lane will not send its part of any retained messages; who waited for them.
+    pub(super) fn gather_without(&mut self, lane: u16) -> Vec<SessionRef> {
+        let missing = self.gatherings.iter().filter(|(_, g)| g.missing & 1 << lane != 0);
+        let missing: Vec<(u64, SessionRef)> = missing.map(|(number, g)| (*number, g.session)).collect();
+        for (number, _) in &missing {
+            self.gather(*number, lane, Vec::new());
+        }
+        missing.into_iter().map(|(_, session)| session).collect()
     }
 
     // ---- the barrier
@@ -291,8 +302,7 @@ impl Lane {
         }
     }
 
-    /// Asks a lane for its part, if it is missing.
-    pub(super) fn ask_retained(&mut self, gathering: u64, lane: u16) {
+    fn ask_retained(&mut self, gathering: u64, lane: u16) {
         let Some(g) = self.gatherings.get(&gathering).filter(|g| g.missing & 1 << lane != 0) else { return };
         let filter = g.filter.clone();
         if lane == self.number {

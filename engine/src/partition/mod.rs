@@ -8,6 +8,7 @@ mod attach;
 mod deliver;
 mod effect;
 mod group;
+mod peer;
 mod publish;
 mod subscribe;
 
