@@ -15,7 +15,7 @@ build: .venv/built
 
 .venv/ready: requirements/dev.txt
 	@command -v python3 >/dev/null || { echo "make: python3 (3.11 or newer) is needed: apt install python3-venv"; exit 1; }
-	@command -v cargo >/dev/null || { echo "make: a current Rust is needed: install cargo 1.85 or newer"; exit 1; }
+	@command -v cargo >/dev/null || { echo "make: a current Rust is needed: install cargo 1.88 or newer"; exit 1; }
 	@command -v cc >/dev/null || { echo "make: a C compiler is needed: apt install build-essential"; exit 1; }
 	python3 -m venv .venv
 	.venv/bin/pip install --quiet --require-hashes -r requirements/dev.txt
