@@ -46,7 +46,8 @@ fuzz:
 	ROOST_FUZZ_SECONDS=600 cargo test --release -p roostmq-engine --test fuzz
 
 coverage: build
-	@command -v cargo-llvm-cov >/dev/null && cargo llvm-cov --workspace || echo "coverage of Rust: cargo install cargo-llvm-cov"
+	@cargo llvm-cov --version >/dev/null 2>&1 || { rustup component add llvm-tools && cargo install --locked cargo-llvm-cov; }
+	cargo llvm-cov --workspace --summary-only
 	$(PY) -m pytest -n $(JOBS) --dist loadgroup --cov=roostmq --cov-report=term tests
 
 hostile: build
