@@ -15,7 +15,7 @@ build: .venv/built
 
 .venv/ready: requirements/dev.txt
 	@command -v python3 >/dev/null || { echo "make: python3 (3.11 or newer) is needed: apt install python3-venv"; exit 1; }
-	@command -v cargo >/dev/null || { echo "make: a current Rust is needed: install cargo 1.85 or newer"; exit 1; }
+	@command -v cargo >/dev/null || { echo "make: a current Rust is needed: install cargo 1.88 or newer"; exit 1; }
 	@command -v cc >/dev/null || { echo "make: a C compiler is needed: apt install build-essential"; exit 1; }
 	python3 -m venv .venv
 	.venv/bin/pip install --quiet --require-hashes -r requirements/dev.txt
@@ -46,7 +46,8 @@ fuzz:
 	ROOST_FUZZ_SECONDS=600 cargo test --release -p roostmq-engine --test fuzz
 
 coverage: build
-	@command -v cargo-llvm-cov >/dev/null && cargo llvm-cov --workspace || echo "coverage of Rust: cargo install cargo-llvm-cov"
+	@cargo llvm-cov --version >/dev/null 2>&1 || { rustup component add llvm-tools && cargo install --locked cargo-llvm-cov; }
+	cargo llvm-cov --workspace --summary-only
 	$(PY) -m pytest -n $(JOBS) --dist loadgroup --cov=roostmq --cov-report=term tests
 
 hostile: build

@@ -132,6 +132,18 @@ impl Group {
         before != self.members.len()
     }
 
+    /// Who is in it.
+    pub fn sessions(&self) -> impl Iterator<Item = SessionRef> + '_ {
+        self.members.iter().map(|m| m.session)
+    }
+
+    /// Indices of what a member has.
+    #[must_use]
+    pub fn had_by(&self, session: SessionRef) -> Vec<u64> {
+        let all = (self.base..).zip(&self.entries);
+        all.filter(|(_, e)| self.number(e, session).is_some()).map(|(index, _)| index).collect()
+    }
+
     /// A member came or went.
     pub fn set_online(&mut self, session: SessionRef, online: bool, window: u32) {
         if let Some(m) = self.member(session) {

@@ -36,9 +36,13 @@ pub fn levels(topic: &str) -> usize {
     memchr::memchr_iter(b'/', topic.as_bytes()).count() + 1
 }
 
-/// Names that the broker keeps for what it says of itself; a bridge of another broker may say how it is.
+/// Names that the broker keeps for what it says of itself; a bridge of another broker may say how it is. Names below
+/// `$share` can never be asked for, as a filter of that form is a shared subscription (section 4.8.2).
 #[must_use]
 pub fn reserved(topic: &str) -> bool {
+    if topic.starts_with("$share/") {
+        return true;
+    }
     let Some(rest) = topic.strip_prefix("$SYS") else { return false };
     let bridge = rest.strip_prefix("/broker/connection/").and_then(|r| r.strip_suffix("/state"));
     (rest.is_empty() || rest.starts_with('/')) && bridge.is_none_or(|name| name.is_empty() || name.contains('/'))

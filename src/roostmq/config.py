@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import ipaddress
 import types
 import typing
@@ -307,6 +308,11 @@ def without_usual(settings: dict[str, Any]) -> dict[str, Any]:
                 del table[name]
     return settings
 
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """Most of the time of a reload would go here."""
+    return typing.get_type_hints(cls)
+
 
 def is_loopback(host: str) -> bool:
     """True if only this machine can reach the address."""
@@ -350,7 +356,7 @@ class Reader:
     def _table(self, cls: type, raw: Any, prefix: str) -> Any:
         if not isinstance(raw, Mapping):
             raise self.fail(prefix.rstrip("."), "a table is needed here")
-        hints = typing.get_type_hints(cls)
+        hints = _hints(cls)
         known = {f.name: f for f in dataclasses.fields(cls)}
         values: dict[str, Any] = {}
         for key, value in raw.items():

@@ -26,6 +26,8 @@ CASES = {
     "unsuback from a client": (b"\xb0\x04\0\x01\0\0", (0x82,)),
     "pingresp from a client": (b"\xd0\x00", (0x82,)),
     "response topic with a wildcard [MQTT-3.3.2-14]": (b"\x30\x08\0\x01t\x04\x08\0\x01#", (0x81, 0x82)),
+    "subscription identifier 0 (section 3.8.2.1.2)": (b"\x82\x09\0\x01\x02\x0b\0\0\x01t\0", (0x81, 0x82)),
+    "integer in more bytes than needed [MQTT-1.5.5-1]": (b"\x82\x0a\0\x01\x03\x0b\x81\0\0\x01t\0", (0x81,)),
     "pingreq with a body": (b"\xc0\x01x", (0x81,)),
 }
 

@@ -273,3 +273,10 @@ def test_sys_is_not_for_clients(broker):
     """$SYS belongs to the broker."""
     p = broker.client()
     assert p.deliver("$SYS/broker/uptime", "forever", 1, retain=True).code == 0x87
+
+
+def test_names_of_shared_subscriptions_are_not_published_to(broker):
+    """Nobody could subscribe to such a name (section 4.8.2), so the publisher is told; other `$` names are allowed."""
+    p = broker.client()
+    assert p.deliver("$share/g/t", "lost", 1).code == 0x87
+    assert p.deliver("$sharey/t", "free", 1).code == 0x10

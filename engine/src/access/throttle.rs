@@ -1,7 +1,9 @@
 //! Addresses that fail to log in again and again wait longer and longer for the answer.
 //!
-//! Whoever shows good credentials is never delayed. An IPv6 client owns a whole /64, so that is what counts. The table
-//! is bounded: when it is full, addresses that are not delayed yet are forgotten first.
+//! Whoever shows good credentials is never delayed, whatever else comes from that address. It does not wipe out the
+//! failures: who has one password could guess at others without end, one good login after every few bad ones. An IPv6
+//! client owns a whole /64, so that is what counts. The table is bounded: when it is full, addresses that are not
+//! delayed yet are forgotten first.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -50,11 +52,6 @@ impl Throttle {
             *failures = Failures { count: 0, since_ms: now_ms };
         }
         failures.count = failures.count.saturating_add(1);
-    }
-
-    /// A login was good: what the address did before is forgotten.
-    pub fn succeeded(&mut self, ip: IpAddr) {
-        self.table.remove(&network(ip));
     }
 
     /// How long an answer to this address waits.
@@ -113,17 +110,6 @@ mod tests {
         let mut off = Throttle::new(0);
         off.failed(HOME, 5);
         assert_eq!(off.delay_ms(HOME, 5), 0);
-    }
-
-    /// A good login wipes the slate.
-    #[test]
-    fn success_forgives() {
-        let mut t = Throttle::new(1);
-        t.failed(HOME, 0);
-        t.failed(HOME, 0);
-        assert_eq!(t.delay_ms(HOME, 0), 250);
-        t.succeeded(HOME);
-        assert_eq!(t.delay_ms(HOME, 0), 0);
     }
 
     /// Who owns a /64 does not get a fresh count for each address in it; mapped IPv4 is IPv4.

@@ -196,9 +196,10 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// 0 may be answered with 0x81 or 0x82 (section 4.13.1); other brokers call it malformed in a SUBSCRIBE.
     fn subscription_id(&mut self) -> Result<u32, Malformed> {
         match self.reader.varint()? {
-            0 => Err(Malformed::protocol("subscription identifier must not be 0")),
+            0 => Err(Malformed::packet("subscription identifier must not be 0")),
             n => Ok(n),
         }
     }

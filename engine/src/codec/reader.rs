@@ -50,14 +50,15 @@ impl<'a> Reader<'a> {
         Ok(u32::from_be_bytes(*head))
     }
 
-    /// Variable byte integer, one to four bytes.
+    /// Variable byte integer, one to four bytes and no more of them than are needed [MQTT-1.5.5-1].
     pub fn varint(&mut self) -> Result<u32, Malformed> {
         let mut value = 0;
         for shift in [0, 7, 14, 21] {
             let b = self.u8()?;
             value |= u32::from(b & 0x7f) << shift;
             if b & 0x80 == 0 {
-                return Ok(value);
+                let padded = b == 0 && shift > 0;
+                return if padded { Err(Malformed::packet("variable byte integer too long")) } else { Ok(value) };
             }
         }
         Err(Malformed::packet("variable byte integer of more than four bytes"))

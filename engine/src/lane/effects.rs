@@ -40,7 +40,7 @@ impl Lane {
             Effect::Close { connection, reason } => self.todo.push_back(Todo::Close { connection, reason }),
             Effect::Subscribe { filter, subscriber } => self.tree_add(&filter, subscriber),
             Effect::Unsubscribe { filter, key } => self.tree_remove(&filter, key),
-            Effect::GroupJoin { group, member } => self.join_group(group, member),
+            Effect::GroupJoin { group, member } => self.ask_to_join(group, member, None),
             Effect::GroupLeave { group, session } => {
                 let partition = self.shared.ring.partition(&group);
                 self.convey(partition, Conveyed::GroupLeave { group, session });

@@ -19,7 +19,7 @@ use crate::message::{Inbound, Stored};
 use crate::net::Transport;
 use crate::partition::Input;
 use crate::port::Order;
-use crate::queue::{GroupPlace, SubscriptionIds};
+use crate::queue::GroupPlace;
 use crate::shared::Member;
 use crate::stats::Counter;
 
@@ -48,14 +48,10 @@ pub enum Conveyed {
 pub struct RetainedQuery {
     /// Who asks.
     pub from: u16,
-    /// For which session.
-    pub session: SessionRef,
+    /// Its number for the answers to this question.
+    pub gathering: u64,
     /// Filter, without `$share`.
     pub filter: Box<str>,
-    /// QoS of the subscription.
-    pub qos: QoS,
-    /// Its identifier.
-    pub ids: SubscriptionIds,
     /// Answer only after having applied so many messages of each lane.
     pub after: Vec<u64>,
 }
@@ -73,11 +69,12 @@ pub enum LaneMessage {
     Interest(Delta),
     Confirm { version: u64, sent: Vec<u64> },
     Ask(RetainedQuery),
-    Replay { session: SessionRef, messages: Vec<Stored>, qos: QoS, ids: SubscriptionIds },
+    Replay { gathering: u64, messages: Vec<Stored> },
     Convey { partition: u16, what: Conveyed },
-    Join { group: Box<str>, member: Member, question: Question },
+    Join { group: Box<str>, member: Member, question: Option<Question> },
     Joined { key: usize },
     Forget { uid: u64 },
+    Restarted,
     Order(Order),
 }
 
@@ -99,10 +96,13 @@ impl Mailbox {
         Ok(Self { batches: Mutex::default(), waiting: AtomicUsize::new(0), waker: Mutex::new(Some(waker)) })
     }
 
-    /// The lane has another poll now.
+    /// The lane has another poll now, which is woken at once: what waits here has woken the old one.
     pub fn rewire(&self, poll: &Poll, place: Place) {
         if let Ok(mut waker) = self.waker.lock() {
             *waker = Waker::new(poll.registry(), place).ok();
+            if let Some(waker) = waker.as_ref() {
+                let _ = waker.wake();
+            }
         }
     }
 
@@ -192,20 +192,23 @@ impl Lane {
 
     pub(super) fn receive_mail(&mut self) {
         let Some(mailbox) = self.shared.mailboxes.get(usize::from(self.number)) else { return };
-        let batches = mailbox.take();
-        if batches.is_empty() {
+        self.inbox.extend(mailbox.take().into_iter().map(|(from, batch)| (from, batch.into_iter())));
+        if self.inbox.is_empty() {
             return;
         }
-        for (from, batch) in batches {
-            for message in batch {
-                if from != self.number {
-                    if let Some(n) = self.received.get_mut(usize::from(from)) {
-                        *n += 1;
-                    }
+        while let Some((from, batch)) = self.inbox.front_mut() {
+            let (from, message) = (*from, batch.next());
+            let Some(message) = message else {
+                self.inbox.pop_front();
+                continue;
+            };
+            if from != self.number {
+                if let Some(n) = self.received.get_mut(usize::from(from)) {
+                    *n += 1;
                 }
-                self.on_message(from, message);
-                self.work();
             }
+            self.on_message(from, message);
+            self.work();
         }
         self.answer_deferred();
     }
@@ -230,20 +233,25 @@ impl Lane {
                 self.send(from, LaneMessage::Confirm { version: delta.version, sent });
             }
             LaneMessage::Confirm { version, sent } => self.on_confirm(from, version, sent),
-            LaneMessage::Ask(query) => self.deferred.push(query),
-            LaneMessage::Replay { session, messages, qos, ids } => {
-                self.step(session.partition, Input::Replay { session, messages, qos, ids }, None);
+            LaneMessage::Ask(query) => {
+                #[cfg(test)]
+                assert_ne!(&*query.filter, super::tests::POISON_FILTER);
+                self.deferred.push(query);
             }
+            LaneMessage::Replay { gathering, messages } => self.gather(gathering, from, messages),
             LaneMessage::Convey { partition, what } => self.on_conveyed(partition, what),
-            LaneMessage::Join { group, member, question } => self.on_join(&group, member, Some(question)),
+            LaneMessage::Join { group, member, question } => self.on_join(&group, member, question),
             LaneMessage::Joined { key } => self.on_joined(key),
             LaneMessage::Forget { uid } => self.todo.push_back(Todo::Forget { uid }),
+            LaneMessage::Restarted => self.on_peer_restarted(from),
             LaneMessage::Order(order) => self.on_order(order),
         }
     }
 
     /// Another lane's publish: matched in this lane's own tree, always answered.
     fn on_forwarded(&mut self, message: &Stored, token: Option<Token>) {
+        #[cfg(test)]
+        assert_ne!(message.view().topic, super::tests::POISON);
         self.flow = Flow { token, ..Flow::default() };
         self.route_here(&Inbound::from_stored(message));
         let flow = std::mem::take(&mut self.flow);

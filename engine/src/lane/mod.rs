@@ -11,8 +11,11 @@ mod effects;
 mod exchange;
 mod ingest;
 mod orders;
+mod peers;
 mod route;
 mod subscribe;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -126,11 +129,15 @@ pub struct Lane {
     spare_effects: Vec<Effects>,
     flow: Flow,
     late: HashMap<(ConnectionId, u64), (u16, Outcome)>,
+    /// Messages of other lanes that are being worked off; a panic costs the one that caused it.
+    inbox: VecDeque<(u16, std::vec::IntoIter<LaneMessage>)>,
     outgoing: Vec<Vec<LaneMessage>>,
     sent: Vec<u64>,
     received: Vec<u64>,
     peer_sent: Vec<Vec<u64>>,
     questions: Slab<subscribe::Asked>,
+    gatherings: HashMap<u64, subscribe::Gathering, RandomState>,
+    gathered: u64,
     joins: Vec<(u64, Question)>,
     deferred: Vec<exchange::RetainedQuery>,
     faults: Vec<crate::port::Fault>,
@@ -180,11 +187,14 @@ impl Lane {
             spare_effects: Vec::new(),
             flow: Flow::default(),
             late: HashMap::new(),
+            inbox: VecDeque::new(),
             outgoing: std::iter::repeat_with(Vec::new).take(lanes).collect(),
             sent: vec![0; lanes],
             received: vec![0; lanes],
             peer_sent: vec![vec![0; lanes]; lanes],
             questions: Slab::new(),
+            gatherings: HashMap::default(),
+            gathered: 0,
             joins: Vec::new(),
             deferred: Vec::new(),
             faults: Vec::new(),
@@ -230,18 +240,29 @@ impl Lane {
         if let Some(mailbox) = shared.mailboxes.get(usize::from(self.number)) {
             mailbox.rewire(&fresh.poll, WAKER);
         }
-        for (index, listener) in self.listeners.drain(..) {
+        for (index, mut listener) in self.listeners.drain(..) {
+            let _ = listener.deregister(self.poll.registry());
             fresh.add_listener(index, listener);
         }
-        for gauge in [Gauge::connections, Gauge::handshakes, Gauge::sessions, Gauge::sessions_persistent] {
+        for gauge in [Gauge::connections, Gauge::handshakes, Gauge::subscriptions] {
             self.stats.set(gauge, 0);
+        }
+        for (old, new) in self.partitions.iter_mut().flatten().zip(fresh.partitions.iter_mut().flatten()) {
+            new.succeed(old);
         }
         // what the peers want is still true; what was wanted here is not
         self.interest.forget_own();
         std::mem::swap(&mut fresh.interest, &mut self.interest);
         fresh.sent.clone_from(&self.sent);
         fresh.received.clone_from(&self.received);
+        // names are never used again, what was said is said, what has come is read
+        fresh.generation = self.generation;
+        fresh.gathered = self.gathered;
+        std::mem::swap(&mut fresh.outgoing, &mut self.outgoing);
+        std::mem::swap(&mut fresh.inbox, &mut self.inbox);
+        (fresh.accepting, fresh.stopping_at_ms) = (self.accepting, self.stopping_at_ms);
         *self = fresh;
+        self.tell_peers();
     }
 
     fn tick(&mut self, events: &mut Events) {
@@ -275,7 +296,7 @@ impl Lane {
     }
 
     fn timeout(&self) -> Option<Duration> {
-        if !self.ready.is_empty() || !self.todo.is_empty() {
+        if !self.ready.is_empty() || !self.todo.is_empty() || !self.inbox.is_empty() {
             return Some(if self.held_up() { Duration::from_millis(1) } else { Duration::ZERO });
         }
         let due = [self.timers.next_ms(), self.partitions_due_ms, self.stopping_at_ms];

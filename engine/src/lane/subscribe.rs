@@ -7,6 +7,7 @@ use super::{Lane, Todo};
 use crate::channel::{ConnectionId, SessionRef};
 use crate::codec::{Packet, QoS, Reason, Suback, Subscribe, SubscribeFilter, Unsubscribe};
 use crate::connection::Stage;
+use crate::message::Stored;
 use crate::partition::{Ask, Input, Subscriber};
 use crate::queue::SubscriptionIds;
 use crate::session::Subscription;
@@ -27,6 +28,18 @@ pub(super) struct Asked {
     version: u64,
     /// Groups that have not answered.
     joins: u32,
+}
+
+/// Retained messages for one subscription, on their way from the lanes that keep them.
+#[derive(Debug)]
+pub(super) struct Gathering {
+    session: SessionRef,
+    filter: Box<str>,
+    qos: QoS,
+    ids: SubscriptionIds,
+    /// Lanes that have not answered, as a bit mask.
+    missing: u64,
+    found: Vec<Stored>,
 }
 
 impl Lane {
@@ -113,7 +126,7 @@ impl Lane {
         for effect in &mut effects {
             if let crate::partition::Effect::GroupJoin { group, member } = effect {
                 let (group, member) = (std::mem::take(group), member.clone());
-                self.ask_to_join(group, member, question);
+                self.ask_to_join(group, member, Some(question));
             }
         }
         effects.retain(|e| !matches!(e, crate::partition::Effect::GroupJoin { .. }));
@@ -167,15 +180,11 @@ impl Lane {
 
     // ---- joining groups
 
-    /// A session re-asserts a membership without a SUBACK that waits.
-    pub(super) fn join_group(&mut self, group: Box<str>, member: Member) {
-        self.todo.push_back(Todo::Joined { group, member, question: None });
-    }
-
-    fn ask_to_join(&mut self, group: Box<str>, member: Member, question: Question) {
+    /// A session joins a group, with a SUBACK that waits or to assert a membership again.
+    pub(super) fn ask_to_join(&mut self, group: Box<str>, member: Member, question: Option<Question>) {
         let lane = self.shared.ring.lane(self.shared.ring.partition(&group));
         if lane == self.number {
-            self.todo.push_back(Todo::Joined { group, member, question: Some(question) });
+            self.todo.push_back(Todo::Joined { group, member, question });
         } else {
             self.send(lane, LaneMessage::Join { group, member, question });
         }
@@ -211,6 +220,21 @@ impl Lane {
             asked.joins = asked.joins.saturating_sub(1);
         }
         self.complete_if_ready(key);
+    }
+
+    /// Whose SUBACK waits for a group to answer.
+    pub(super) fn joining(&self) -> impl Iterator<Item = ConnectionId> + '_ {
+        self.questions.iter().filter(|(_, a)| a.joins > 0).map(|(_, a)| a.connection)
+    }
+
+    /// The lane will not send its part of any retained messages; who waited for them.
+    pub(super) fn gather_without(&mut self, lane: u16) -> Vec<SessionRef> {
+        let missing = self.gatherings.iter().filter(|(_, g)| g.missing & 1 << lane != 0);
+        let missing: Vec<(u64, SessionRef)> = missing.map(|(number, g)| (*number, g.session)).collect();
+        for (number, _) in &missing {
+            self.gather(*number, lane, Vec::new());
+        }
+        missing.into_iter().map(|(_, session)| session).collect()
     }
 
     // ---- the barrier
@@ -263,27 +287,33 @@ impl Lane {
     fn query_retained(&mut self, session: SessionRef, filter: &str, qos: QoS, ids: &SubscriptionIds) {
         let owner = self.shared.ring.lane(self.shared.ring.partition(filter));
         let everywhere = topic::has_wildcard(filter);
-        let lanes: SmallVec<[u16; 8]> =
-            (0..self.shared.ring.lanes()).filter(|&l| l != self.number && (everywhere || l == owner)).collect();
-        let places = u32::try_from(lanes.len()).unwrap_or(0);
-        if places > 0 {
-            if let Some(p) = self.partition(session.partition) {
-                p.expect_replay(session, places);
-            }
+        if let Some(p) = self.partition(session.partition) {
+            p.expect_replay(session, 1);
         }
-        for to in lanes {
-            let after = self.peer_sent.iter().map(|sent| sent.get(usize::from(to)).copied().unwrap_or(0)).collect();
-            let (filter, ids) = (filter.into(), ids.clone());
-            self.send(to, LaneMessage::Ask(RetainedQuery { from: self.number, session, filter, qos, ids, after }));
+        let mut missing = 0;
+        for lane in (0..self.shared.ring.lanes()).filter(|&l| everywhere || l == owner) {
+            missing |= 1 << lane;
         }
-        if everywhere || owner == self.number {
-            let messages = self.retained_here(filter);
-            self.replay_to(self.number, session, messages, qos, ids.clone());
+        self.gathered += 1;
+        let (number, filter, ids) = (self.gathered, filter.into(), ids.clone());
+        self.gatherings.insert(number, Gathering { session, filter, qos, ids, missing, found: Vec::new() });
+        for lane in 0..self.shared.ring.lanes() {
+            self.ask_retained(number, lane);
         }
     }
 
-    fn retained_here(&mut self, filter: &str) -> Vec<crate::message::Stored> {
-        const SORTED_MAX: usize = 1_024;
+    fn ask_retained(&mut self, gathering: u64, lane: u16) {
+        let Some(g) = self.gatherings.get(&gathering).filter(|g| g.missing & 1 << lane != 0) else { return };
+        let filter = g.filter.clone();
+        if lane == self.number {
+            let messages = self.retained_here(&filter);
+            return self.gather(gathering, lane, messages);
+        }
+        let after = self.peer_sent.iter().map(|sent| sent.get(usize::from(lane)).copied().unwrap_or(0)).collect();
+        self.send(lane, LaneMessage::Ask(RetainedQuery { from: self.number, gathering, filter, after }));
+    }
+
+    fn retained_here(&mut self, filter: &str) -> Vec<Stored> {
         let mut found = Vec::new();
         let only = (!topic::has_wildcard(filter)).then(|| self.shared.ring.partition(filter));
         let partitions = self.partitions.iter().enumerate();
@@ -292,30 +322,26 @@ impl Lane {
                 partition.state().retained.find(filter, &mut found);
             }
         }
-        if only.is_none() && found.len() <= SORTED_MAX {
-            // clients like to see the top of a small tree first, whichever partition keeps it
-            found.sort_by_cached_key(|m| topic::levels(m.view().topic));
-        }
         found
     }
 
-    fn replay_to(
-        &mut self,
-        lane: u16,
-        session: SessionRef,
-        messages: Vec<crate::message::Stored>,
-        qos: QoS,
-        ids: SubscriptionIds,
-    ) {
-        if lane != self.number {
-            return self.send(lane, LaneMessage::Replay { session, messages, qos, ids });
+    /// A lane's part of the retained messages is here; with the last part they go to the session.
+    pub(super) fn gather(&mut self, gathering: u64, lane: u16, messages: Vec<Stored>) {
+        const SORTED_MAX: usize = 1_024;
+        let Some(g) = self.gatherings.get_mut(&gathering).filter(|g| g.missing & 1 << lane != 0) else { return };
+        g.missing &= !(1 << lane);
+        g.found.extend(messages);
+        if g.missing != 0 {
+            return;
         }
-        if !messages.is_empty() {
-            if let Some(p) = self.partition(session.partition) {
-                p.expect_replay(session, 1);
-            }
-            self.step(session.partition, Input::Replay { session, messages, qos, ids }, None);
+        let Some(Gathering { session, qos, ids, found: mut messages, .. }) = self.gatherings.remove(&gathering) else {
+            return;
+        };
+        if messages.len() > 1 && messages.len() <= SORTED_MAX {
+            // clients like to see the top of a small tree first, whichever partition keeps it
+            messages.sort_by_cached_key(|m| topic::levels(m.view().topic));
         }
+        self.step(session.partition, Input::Replay { session, messages, qos, ids }, None);
     }
 
     /// Questions of other lanes whose time has come: everything that they must see is applied.
@@ -326,7 +352,7 @@ impl Lane {
             let applied = query.after.iter().zip(&self.received).enumerate().all(|(i, (a, r))| i == me || a <= r);
             if applied {
                 let messages = self.retained_here(&query.filter);
-                self.replay_to(query.from, query.session, messages, query.qos, query.ids);
+                self.send(query.from, LaneMessage::Replay { gathering: query.gathering, messages });
             } else {
                 self.deferred.push(query);
             }

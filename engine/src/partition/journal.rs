@@ -111,6 +111,11 @@ impl Journal {
         self.written.push_back(Written { batch: self.batch, offset, len, slot, uid, index });
     }
 
+    /// Numbers of batches are not used again by a partition that takes another's place.
+    pub(super) fn go_on_after(&mut self, before: &Self) {
+        self.batch = self.batch.max(before.batch);
+    }
+
     fn take(&mut self, partition: u16) -> Option<Batch> {
         if self.count == 0 {
             return None;

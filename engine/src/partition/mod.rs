@@ -9,6 +9,7 @@ mod deliver;
 mod effect;
 mod group;
 mod journal;
+mod peer;
 mod publish;
 mod recover;
 mod walk;

@@ -1,0 +1,49 @@
+//! After a panic somewhere: a partition that takes the place of one whose volatile state is gone, and partitions whose
+//! groups or members were there.
+
+use super::{Effect, Effects, Partition};
+use crate::channel::SessionRef;
+use crate::queue::GroupPlace;
+use crate::shared::Member;
+
+impl Partition {
+    /// Takes the place of `before`: names that it gave are never given again, and what it kept counts no more.
+    pub fn succeed(&mut self, before: &mut Self) {
+        self.next_uid = self.next_uid.max(before.next_uid);
+        let count = |p: &Self| p.state.retained.len() as i64;
+        let bytes = |p: &Self| p.state.retained.bytes() as i64;
+        self.rules.retained.shift(count(self) - count(before), bytes(self) - bytes(before));
+        self.journal.go_on_after(&before.journal);
+    }
+
+    /// Sessions of these partitions are gone: they leave every group here, and what they had goes to other members.
+    pub fn lose_members(&mut self, now_ms: u64, gone: &dyn Fn(u16) -> bool, out: &mut Effects) {
+        self.now_ms = now_ms;
+        let groups: Vec<(u64, Box<str>)> = self.state.groups().map(|g| (g.uid, g.name.clone())).collect();
+        for (uid, name) in groups {
+            let Some(group) = self.state.group(uid) else { continue };
+            let lost: Vec<SessionRef> = group.sessions().filter(|s| gone(s.partition)).collect();
+            for session in lost {
+                let had: Vec<u64> = self.state.group(uid).map(|g| g.had_by(session)).unwrap_or_default();
+                for index in had {
+                    self.group_return(GroupPlace { partition: self.number, uid, index }, session, true, out);
+                }
+                self.group_leave(&name, session, out);
+            }
+        }
+    }
+
+    /// Groups with these names have forgotten their members: those of this partition join again.
+    pub fn join_again(&self, forgotten: &dyn Fn(&str) -> bool, out: &mut Effects) {
+        for (slot, s) in self.state.each() {
+            let session = SessionRef { partition: self.number, slot, uid: s.uid };
+            let (online, window) = (s.channel.is_some(), s.channel.map_or(0, |c| u32::from(c.window)));
+            for (filter, subscription) in &s.subscriptions {
+                let Some(group) = super::subscribe::group_name(filter).filter(|g| forgotten(g)) else { continue };
+                let (qos, id, durable) = (subscription.qos, subscription.id, s.durable());
+                let member = Member { session, qos, id, online, durable, window, open: 0 };
+                out.push(Effect::GroupJoin { group: group.into(), member, again: false });
+            }
+        }
+    }
+}
