@@ -1,5 +1,6 @@
 """Configuration: TOML, environment, mosquitto.conf; every error names file, line, option and the nearest name."""
 
+import re
 from pathlib import Path
 
 import platformdirs
@@ -68,6 +69,14 @@ def test_safe_or_said():
 
 
 # ---- durability
+
+
+@pytest.mark.parametrize(
+    "page", sorted((Path(__file__).parents[2] / "docs" / "guide").glob("*.md")), ids=lambda p: p.stem
+)
+def test_the_guides_configurations_can_be_used(page):
+    for block in re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL):
+        toml(block).engine_settings()
 
 
 def test_where_everything_is_kept():
