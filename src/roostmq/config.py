@@ -308,6 +308,7 @@ def without_usual(settings: dict[str, Any]) -> dict[str, Any]:
                 del table[name]
     return settings
 
+
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     """Most of the time of a reload would go here."""

@@ -195,6 +195,8 @@ def test_schema_and_reference_know_every_option():
     schema = json_schema()["properties"]
     assert schema["limits"]["properties"]["receive_maximum"]["maximum"] == 65_535
     assert "| `receive_maximum` | 1024 | 1 to 65535 |" in reference()
+    written = Path(__file__).parents[2] / "docs" / "reference" / "configuration.md"
+    assert written.read_text() == reference(), "roost config reference > docs/reference/configuration.md"
 
 
 # ---- mosquitto.conf
