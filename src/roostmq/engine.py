@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +40,8 @@ class Engine:
     @classmethod
     def start(cls, settings: Settings) -> Engine:
         """Start with the settings of `Config.engine_settings()`; every listener is bound when this returns."""
+        if settings.get("data"):
+            make_private(settings["data"]["dir"])
         try:
             return cls(_engine.Engine.start(json.dumps(settings)))
         except _engine.EngineError as error:
@@ -113,7 +116,18 @@ def data_export(folder: str, file: str) -> dict[str, Any]:
 
 def data_import(folder: str, file: str) -> dict[str, Any]:
     """Fill an empty data directory from such a file; the numbers of what is in it."""
+    make_private(folder)
     return _of_data("data_import", folder, file)
+
+
+def make_private(folder: str) -> None:
+    """Make a directory that only its owner may look into; one that is there stays as it is. Raises EngineError."""
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+    except FileExistsError:
+        raise EngineError(f"{folder}: is there and not a directory; name another for the data") from None
+    except OSError as error:
+        raise EngineError(f"{folder}: the data directory cannot be made: {error.strerror}") from None
 
 
 def _of_data(name: str, *words: str) -> dict[str, Any]:

@@ -135,6 +135,7 @@ def test_where_the_data_is(run, tmp_path):
     assert (tmp_path / "home" / "roostmq" / "roost.json").exists()
     state = {"STATE_DIRECTORY": str(tmp_path / "state")}
     assert run(data=None, keep=True, env=state).data == str(tmp_path / "state")
+    assert (tmp_path / "state").stat().st_mode & 0o77 == 0, "payloads are nobody else's business"
     option = {"ROOST_DURABILITY__DATA_DIR": str(tmp_path / "env"), **state}
     assert run(data=None, keep=True, env=option).data == str(tmp_path / "env")
 
@@ -193,7 +194,7 @@ def test_what_is_not_ours_is_refused(run, tmp_path):
     one_line(roost(*words, env={"ROOST_PARTITIONS": "128"}), "128", "64")
     identity = tmp_path / "data" / "roost.json"
     there = json.loads(identity.read_text())
-    identity.write_text(json.dumps({**there, "version": 99}))
+    identity.write_text(json.dumps({**there, "format": 99}))
     one_line(roost(*words), "99")
     one_line(roost("data", "inspect", broker.data), "99")
     (tmp_path / "file").touch()

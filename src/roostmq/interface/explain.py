@@ -28,6 +28,8 @@ REASONS = {
     "retained_full": "no room for more retained messages (limits.retained_max)",
     "group_full": "the queue of the shared group was full",
     "not_authorized": "the access rules do not let it have the message",
+    "total_full": "all queues together were full (limits.queue_total_..._max)",
+    "disk": "the disk took nothing at that time",
     "damaged": "the message was damaged on disk",
 }
 
