@@ -1,5 +1,6 @@
 """A data directory through the front door: where it is, what survives, `roost data`, `roost why`."""
 
+import base64
 import json
 import os
 import resource
@@ -9,10 +10,12 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 from conftest import start
-from wire import Client
+from interface.export_file import check
+from wire import PUBACK, PUBCOMP, PUBREC, PUBREL, Client
 
 ROOST = [sys.executable, "-m", "roostmq"]
 FOREVER = 0xFFFFFFFF
@@ -258,10 +261,9 @@ def test_export_and_import(run, tmp_path):
     counts = {"sessions": 1, "subscriptions": 1, "messages": 20, "retained": 1}
     assert answer("data", "export", broker.data, file) == counts
     assert file.stat().st_mode & 0o777 == 0o600
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
-    assert lines[0]["roostmq_export"] == 1 and lines[0]["partitions"] == 64
-    assert lines[-1] == {"kind": "end", **counts}
-    assert {x["kind"] for x in lines[1:-1]} >= {"session", "subscription", "message", "retained"}
+    found = check(file.read_text())
+    assert found["session"][0]["client_id"] == "away"
+    assert base64.b64decode(found["message"][0]["payload"]) == b"m0"
     one_line(roost("data", "export", broker.data, file), "is there already")
     assert answer("data", "import", new, file) == counts
     assert answer("data", "verify", new)["ok"]
@@ -314,6 +316,68 @@ def test_export_while_it_runs(run, tmp_path):
     drain(broker)
     assert answer("data", "import", new, file)["messages"] == 20
     drain(run(data=new))
+
+
+def test_everything_is_in_an_export(run, tmp_path):
+    """QoS 2 half done on both sides, a shared group, a will, expiry, properties: exported, imported, exported alike."""
+    broker = run()
+    p = broker.client(5, "publisher", session_expiry=FOREVER)
+    s = broker.client(5, "subscriber", session_expiry=FOREVER)
+    s.subscribe("two/#", ("$share/crew/jobs/#", 1))
+    p.deliver("two/1", "first", 2, content_type="text/plain", expiry=600)
+    p.deliver("two/2", "second", 2)
+    assert s.message("two/1", finish=False).id
+    second = s.message("two/2", finish=False)
+    s.ack(PUBREC, second.id)
+    s.want(PUBREL)
+    s.drop()
+    number = p.publish("two/3", "third", 2)
+    assert p.want(PUBREC).id == number
+    p.deliver("jobs/1", "job", 1)
+    p.drop()
+    w = broker.client(5, "willing", session_expiry=600, will={"topic": "last", "qos": 1, "will_delay": 60})
+    w.drop()
+    time.sleep(0.5)
+    broker.stop()
+    files, place = [tmp_path / "one", tmp_path / "two"], tmp_path / "new"
+    answer("data", "export", broker.data, files[0])
+    answer("data", "import", place, files[0])
+    answer("data", "export", place, files[1])
+    found = check(files[0].read_text())
+    assert {x["client_id"] for x in found["session"]} == {"publisher", "subscriber", "willing"}
+    assert [x["packet_identifier"] for x in found["held"]] == [number]
+    assert sorted(x["stage"] for x in found["message"] if x["topic"].startswith("two/1")) == ["sent"]
+    assert "received" in [x["stage"] for x in found["message"]]
+    assert found["group"][0]["name"] == "crew/jobs/#"
+    assert [x["will"]["topic"] for x in found["session"] if x["will"]] == ["last"]
+    expiring = [x for x in found["message"] if x["topic"] == "two/1"]
+    assert 0 < expiring[0]["expiry_left_ms"] <= 600_000 and expiring[0]["properties"]
+    assert any(x["taken"] or x["floor"] for x in found["origin"])
+    again = check(files[1].read_text())
+    for kind in ("subscription", "held", "group", "origin"):
+        assert sorted(map(str, again[kind])) == sorted(map(str, found[kind])), kind
+    after = run(data=place)
+    p = after.client(5, "publisher", clean=False, session_expiry=FOREVER)
+    p.send(p.publish_bytes("two/3", "third", 2, dup=True, number=number))
+    assert p.want(PUBREC).code < 0x80
+    s = after.client(5, "subscriber", clean=False, session_expiry=FOREVER)
+    assert s.connack.present
+    got, released = [], []
+    while (m := s.read(1)) is not None:
+        if m.kind == PUBREL:
+            released.append(m.id)
+            s.ack(PUBCOMP, m.id)
+            continue
+        got.append((m.topic, m.payload.decode()))
+        s.ack(PUBACK if m.qos == 1 else PUBREC, m.id)
+    assert sorted(got) == [("jobs/1", "job"), ("two/1", "first"), ("two/3", "third")]
+    assert second.id in released
+
+
+def test_the_example_of_the_document_is_as_it_says():
+    page = Path(__file__).parents[2] / "docs" / "formats" / "export.md"
+    found = check(page.read_text().split("```json\n")[1].split("```")[0])
+    assert base64.b64decode(found["message"][0]["payload"]) == b"21.5"
 
 
 # ---- roost why
