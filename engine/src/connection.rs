@@ -48,8 +48,6 @@ pub struct Owed {
     pub waiting: u16,
     /// What the answers said so far.
     pub outcome: Outcome,
-    /// The message, while its identifier is not held safely (QoS 2).
-    pub message: Option<Stored>,
 }
 
 /// Acknowledgements owed, numbered.
@@ -163,6 +161,8 @@ pub struct Connection {
     pub packet_out_max: u32,
     /// Distinguishes users of one place in the table.
     pub generation: u32,
+    /// A message of the client was not acknowledged and will not be: the connection is closed then; 0 is never.
+    pub unanswered_ms: u64,
     /// Messages of the client that are not finished (its use of our Receive Maximum).
     pub receiving: u16,
     /// Position of its listener.
@@ -229,6 +229,7 @@ impl Connection {
             silence_max_ms: 0,
             packet_out_max: u32::MAX,
             generation,
+            unanswered_ms: 0,
             receiving: 0,
             listener,
             version: Version::V311,

@@ -107,6 +107,11 @@ impl Window {
         n <= self.floor || self.above.contains(&n)
     }
 
+    /// n was not used after all and may come again.
+    pub fn give_back(&mut self, n: u64) {
+        self.above.retain(|x| *x != n);
+    }
+
     /// Takes n; the publisher has every answer up to `answered`.
     pub fn take(&mut self, n: u64, answered: u64) {
         self.floor = self.floor.max(answered);

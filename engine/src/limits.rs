@@ -24,6 +24,10 @@ pub struct Limits {
     pub queue_messages_max: usize,
     /// Bytes waiting for one session (drop reason `queue_bytes`).
     pub queue_bytes_max: usize,
+    /// Messages waiting for all persistent sessions of one user (drop reason `user_full`); 0 means no bound.
+    pub queue_user_messages_max: usize,
+    /// Bytes waiting for all persistent sessions of one user (drop reason `user_full`); 0 means no bound.
+    pub queue_user_bytes_max: usize,
     /// Messages waiting for all persistent sessions together (drop reason `total_full`); 0 means no bound.
     pub queue_total_messages_max: usize,
     /// Bytes waiting for all persistent sessions together (drop reason `total_full`); 0 means no bound.
@@ -76,6 +80,8 @@ impl Default for Limits {
             subscriptions_max: 10_000,
             queue_messages_max: 10_000,
             queue_bytes_max: 64 * 1024 * 1024,
+            queue_user_messages_max: 0,
+            queue_user_bytes_max: 0,
             queue_total_messages_max: 0,
             queue_total_bytes_max: 0,
             queue_policy: QueuePolicy::DropNewest,

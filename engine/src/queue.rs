@@ -43,6 +43,8 @@ pub struct GroupPlace {
     pub uid: u64,
     /// Index in the group's queue.
     pub index: u64,
+    /// Number of this dispatch.
+    pub n: u64,
 }
 
 /// What few messages have.
@@ -294,11 +296,13 @@ impl Queue {
         Some(self.base + at as u64)
     }
 
-    /// After a restart: what was sent before (all below `sent`) goes out again, of what was received only the release.
-    pub fn resume(&mut self, sent: u64) {
+    /// After a restart: what was sent before (all below `sent`, and with `all_given` all that a group gave) goes out
+    /// again, of what was received only the release.
+    pub fn resume(&mut self, sent: u64, all_given: bool) {
         let base = self.base;
         for (index, entry) in (base..).zip(&mut self.entries) {
-            if entry.stage == Stage::Waiting && index < sent && entry.qos != QoS::AtMostOnce {
+            let may_be_sent = index < sent || all_given && entry.group().is_some();
+            if entry.stage == Stage::Waiting && may_be_sent && entry.qos != QoS::AtMostOnce {
                 entry.stage = Stage::Again;
             }
         }

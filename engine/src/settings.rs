@@ -25,6 +25,56 @@ pub struct Settings {
     pub limits: Limits,
     /// Behaviour within the freedom that the standard leaves.
     pub mqtt: MqttSettings,
+    /// Where everything durable is kept; in memory when absent.
+    pub data: Option<DataSettings>,
+    /// Least ack classes of topics.
+    pub ack_filters: Vec<AckFilter>,
+}
+
+/// The data directory and how it is used.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataSettings {
+    /// Its path.
+    pub dir: String,
+    /// 0: synced before every acknowledgement. Otherwise a sync at most so much later, milliseconds.
+    pub sync_every_ms: u64,
+    /// Message bodies in memory that the disk has too, bytes.
+    pub cache_bytes_max: usize,
+    /// QoS 1 leaves only when it is safe.
+    pub deliver_after_safe: bool,
+    /// A checkpoint is not begun before so many bytes were written.
+    pub checkpoint_bytes_min: u64,
+}
+
+impl Default for DataSettings {
+    fn default() -> Self {
+        let (cache_bytes_max, checkpoint_bytes_min) = (64 * 1024 * 1024, 64 * 1024 * 1024);
+        Self { dir: String::new(), sync_every_ms: 0, cache_bytes_max, deliver_after_safe: false, checkpoint_bytes_min }
+    }
+}
+
+/// What an acknowledgement of QoS 1 means. QoS 2 into a persistent session is always safe.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AckClass {
+    /// In the queues of this process.
+    Memory,
+    /// Held by a majority of replicas; on one machine the same as `durable`.
+    Replicated,
+    /// Synced to disk.
+    #[default]
+    Durable,
+}
+
+/// The least ack class of the topics that a filter matches.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AckFilter {
+    /// Topic filter.
+    pub filter: String,
+    /// Class.
+    pub ack: AckClass,
 }
 
 /// One listening socket.
@@ -55,6 +105,10 @@ pub struct ListenerSettings {
     pub qos_max: Option<u8>,
     /// Topic aliases that a client may use here.
     pub topic_alias_max: Option<u16>,
+    /// Ack class of its clients' messages.
+    pub ack: AckClass,
+    /// A message may ask for a lower class.
+    pub ack_lower: bool,
     /// Prefix put before every topic of this listener's clients, taken off again on delivery.
     pub mount_point: String,
 }

@@ -132,9 +132,9 @@ impl Group {
         before != self.members.len()
     }
 
-    /// Who is in it.
-    pub fn sessions(&self) -> impl Iterator<Item = SessionRef> + '_ {
-        self.members.iter().map(|m| m.session)
+    /// Who is in it; `passing` only those whose session ends with their connection.
+    pub fn sessions(&self, passing: bool) -> impl Iterator<Item = SessionRef> + '_ {
+        self.members.iter().filter(move |m| !(passing && m.durable)).map(|m| m.session)
     }
 
     /// Indices of what a member has.

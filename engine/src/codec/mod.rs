@@ -22,7 +22,7 @@ pub use packet::{
     Ack, AckKind, Auth, Connack, Connect, Disconnect, Packet, Publish, QoS, Suback, Subscribe, SubscribeFilter,
     Unsubscribe, Version, Will,
 };
-pub use property::{MessageProperties, Properties};
+pub use property::{MessageProperties, Properties, user_property};
 pub use reason::Reason;
 
 /// A packet that breaks the syntax, with the reason code that names how [MQTT-4.13.1-1].

@@ -205,6 +205,18 @@ impl<'a> Section<'a> {
     }
 }
 
+/// The value of a user property among encoded properties, as [`Properties::forward`] has them.
+#[must_use]
+pub fn user_property<'a>(forward: &'a [u8], name: &str) -> Option<&'a str> {
+    let at = memchr::memmem::find(forward, name.as_bytes())?;
+    let [high, low] = u16::try_from(name.len()).ok()?.to_be_bytes();
+    if forward.get(at.checked_sub(3)?..at)? != [USER, high, low] {
+        return None;
+    }
+    let (len, rest) = forward.get(at + name.len()..)?.split_first_chunk()?;
+    std::str::from_utf8(rest.get(..usize::from(u16::from_be_bytes(*len)))?).ok()
+}
+
 impl<'a> Properties<'a> {
     /// Reads the property section at the reader.
     pub fn read(reader: &mut Reader<'a>, carrier: Carrier) -> Result<Self, Malformed> {

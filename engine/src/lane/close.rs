@@ -93,6 +93,9 @@ impl Lane {
         let session = (c.session.uid != 0).then_some(c.session);
         let (client_id, ending): (_, Ending) = (c.client_id.clone(), c.ending);
         self.remove(key);
+        if self.stopping_at_ms.is_some() && self.shared.log.is_some() {
+            return; // the log remembers it as connected: a broker that stops declares nobody dead
+        }
         let input = Input::Detach { session, client_id: &client_id, connection, ending };
         self.step(partition, input, None);
         self.note_partition_timers();
@@ -144,6 +147,9 @@ impl Lane {
             Stage::Delayed => {
                 let reason = c.rare.as_ref().and_then(|r| r.refusal).unwrap_or(Reason::NOT_AUTHORIZED);
                 self.refuse_connect(at, reason);
+            }
+            Stage::Open if c.unanswered_ms != 0 && c.unanswered_ms <= now_ms => {
+                self.lost(at, "the disk takes nothing; the client shall repeat");
             }
             Stage::Open => {
                 if c.rare.as_ref().is_some_and(|r| r.hold_ms > 0 && r.hold_ms <= now_ms) {

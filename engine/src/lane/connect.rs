@@ -250,6 +250,7 @@ impl Lane {
         }
         self.mark_ready(key);
         self.mark_dirty(key);
+        self.todo.push_back(super::Todo::Opened { session });
     }
 
     fn open(&mut self, key: usize, connect: &Connect<'_>, present: bool) {

@@ -40,7 +40,7 @@ impl Lane {
             Effect::Close { connection, reason } => self.todo.push_back(Todo::Close { connection, reason }),
             Effect::Subscribe { filter, subscriber } => self.tree_add(&filter, subscriber),
             Effect::Unsubscribe { filter, key } => self.tree_remove(&filter, key),
-            Effect::GroupJoin { group, member } => self.ask_to_join(group, member, None),
+            Effect::GroupJoin { group, member, again } => self.ask_to_join(group, member, again, None),
             Effect::GroupLeave { group, session } => {
                 let partition = self.shared.ring.partition(&group);
                 self.convey(partition, Conveyed::GroupLeave { group, session });
@@ -55,9 +55,13 @@ impl Lane {
             Effect::GroupReturn { place, session, sent } => {
                 self.convey(place.partition, Conveyed::GroupReturn { place, session, sent });
             }
-            Effect::Dispatch { to, place, message, qos, id } => {
-                self.convey(to.partition, Conveyed::Dispatch { to, place, message, qos, id });
+            Effect::Dispatch(dispatched) => self.convey(dispatched.to.partition, Conveyed::Dispatch(dispatched)),
+            Effect::Fetch { session, wanted } => {
+                if let Some(reader) = &self.shared.reader {
+                    reader.fetch(self.number, session, wanted);
+                }
             }
+            Effect::Fenced { question } => self.on_fenced(question),
             Effect::Publish { message } => {
                 self.stats.add(Counter::wills_sent, 1);
                 self.todo.push_back(Todo::Publish { message });
@@ -180,25 +184,11 @@ impl Lane {
         }
     }
 
-    /// The identifier of a QoS 2 publish is held: at once, or after its record became safe.
+    /// The identifier of the QoS 2 publish that is being routed is held.
     fn on_held(&mut self, token: Token, origin: Origin) {
         if self.flow.token == Some(token) {
             self.flow.held = Some(origin);
-            return;
         }
-        let message = self.connection(token.connection).and_then(|c| c.owed.get_mut(token.number)?.message.take());
-        let Some(message) = message else { return };
-        let mut view = message.view();
-        view.head.origin = origin;
-        self.flow = super::Flow { token: Some(token), ..super::Flow::default() };
-        self.route(&Inbound::new(view));
-        let flow = std::mem::take(&mut self.flow);
-        if let Some(owed) = self.connection(token.connection).and_then(|c| c.owed.get_mut(token.number)) {
-            owed.waiting = flow.waiting;
-            owed.outcome.add(flow.outcome);
-        }
-        self.settle(token.connection.key as usize);
-        self.deliver_own(&flow.own);
     }
 
     /// What a publisher gets of its own message, after the answer to it.
@@ -237,7 +227,8 @@ impl Lane {
             }
             Todo::Publish { message } => self.publish_stored(&message),
             Todo::Partition { partition, what } => self.on_conveyed(partition, what),
-            Todo::Joined { group, member, question } => self.on_join(&group, member, question),
+            Todo::Joined { group, member, again, question } => self.on_join(&group, member, again, question),
+            Todo::Opened { session } => self.step(session.partition, Input::Opened { session }, None),
             Todo::Forget { uid } => {
                 for partition in 0..self.shared.ring.partitions() {
                     if self.partition(partition).is_some() {
@@ -272,6 +263,7 @@ impl Lane {
     /// A lane whose neighbour cannot keep up does not read; nobody's keep alive suffers from that.
     pub(super) fn held_up(&self) -> bool {
         let max = self.config.limits.lane_queue_max;
-        self.shared.mailboxes.len() > 1 && self.shared.mailboxes.iter().any(|m| m.len() > max)
+        self.log_is_behind()
+            || self.shared.mailboxes.len() > 1 && self.shared.mailboxes.iter().any(|m| m.len() > max)
     }
 }

@@ -12,12 +12,12 @@ use mio::{Poll, Token as Place, Waker};
 use super::{Flow, Lane, Todo};
 use crate::access::{Grant, Refusal};
 use crate::channel::{ConnectionId, Outcome, SessionRef, Token};
-use crate::codec::QoS;
 use crate::connection::Connection;
 use crate::interest::Delta;
 use crate::message::{Inbound, Stored};
 use crate::net::Transport;
-use crate::partition::Input;
+use crate::log::LogEvent;
+use crate::partition::{Dispatched, Input};
 use crate::port::Order;
 use crate::queue::GroupPlace;
 use crate::shared::Member;
@@ -40,7 +40,7 @@ pub enum Conveyed {
     GroupOnline { group: Box<str>, session: SessionRef, online: bool, window: u32 },
     GroupDone { place: GroupPlace, session: SessionRef },
     GroupReturn { place: GroupPlace, session: SessionRef, sent: bool },
-    Dispatch { to: SessionRef, place: Option<GroupPlace>, message: Stored, qos: QoS, id: u32 },
+    Dispatch(Dispatched),
 }
 
 /// A question for the retained messages that a filter matches.
@@ -71,10 +71,12 @@ pub enum LaneMessage {
     Ask(RetainedQuery),
     Replay { gathering: u64, messages: Vec<Stored> },
     Convey { partition: u16, what: Conveyed },
-    Join { group: Box<str>, member: Member, question: Option<Question> },
+    Join { group: Box<str>, member: Member, again: bool, question: Option<Question> },
     Joined { key: usize },
     Forget { uid: u64 },
     Restarted,
+    Phase(u8),
+    Log(LogEvent),
     Order(Order),
 }
 
@@ -240,7 +242,9 @@ impl Lane {
             }
             LaneMessage::Replay { gathering, messages } => self.gather(gathering, from, messages),
             LaneMessage::Convey { partition, what } => self.on_conveyed(partition, what),
-            LaneMessage::Join { group, member, question } => self.on_join(&group, member, question),
+            LaneMessage::Join { group, member, again, question } => self.on_join(&group, member, again, question),
+            LaneMessage::Phase(phase) => self.on_phase(phase),
+            LaneMessage::Log(event) => self.on_log(event),
             LaneMessage::Joined { key } => self.on_joined(key),
             LaneMessage::Forget { uid } => self.todo.push_back(Todo::Forget { uid }),
             LaneMessage::Restarted => self.on_peer_restarted(from),
@@ -277,9 +281,7 @@ impl Lane {
             Conveyed::GroupReturn { place, session, sent } => {
                 Input::GroupReturn { place: *place, session: *session, sent: *sent }
             }
-            Conveyed::Dispatch { to, place, message, qos, id } => {
-                Input::Dispatch { to: *to, place: *place, message: message.clone(), qos: *qos, id: *id }
-            }
+            Conveyed::Dispatch(dispatched) => Input::Dispatch(dispatched.clone()),
         };
         self.step(partition, input, None);
     }

@@ -1,6 +1,6 @@
 //! From bytes to meaning: reads ready sockets, cuts packets, and carries out what an open connection sends.
 
-use super::{Flow, Lane};
+use super::{Flow, Lane, Timer};
 use crate::access::Action;
 use crate::channel::Token;
 use crate::codec::{self, Ack, AckKind, Malformed, Packet, Publish, QoS, Reason};
@@ -9,8 +9,14 @@ use crate::limits::Drop as DropReason;
 use crate::message::{Head, Inbound, Message, Origin};
 use crate::net::Read;
 use crate::partition::Input;
+use crate::settings::AckClass;
 use crate::stats::Counter;
 use crate::topic;
+
+/// The user property by which a message says what its acknowledgement shall mean.
+const ACK_WISH: &str = "roost-ack";
+/// How long a 3.1.1 client waits for an acknowledgement that will not come, until it is closed.
+const UNANSWERED_MS: u64 = 5_000;
 
 impl Lane {
     /// Reads each ready socket once, into the lane's one buffer.
@@ -174,6 +180,9 @@ impl Lane {
 
     /// The life of a PUBLISH begins here: limits, alias, access, then the route.
     fn on_publish(&mut self, key: usize, p: &Publish<'_>) {
+        if p.qos != QoS::AtMostOnce && self.connections.get(key).is_some_and(|c| c.unanswered_ms != 0) {
+            return; // acknowledged out of order it could not be repeated in order
+        }
         self.count_publish(p);
         if let Err((reason, text)) = self.check_publish(key, p) {
             return self.refuse(key, reason, text);
@@ -261,6 +270,7 @@ impl Lane {
             deadline_ms: expiry_s.map_or(0, |s| self.now_ms + u64::from(s) * 1000),
             qos: p.qos,
             retain: p.retain,
+            memory: p.qos == QoS::AtLeastOnce && self.is_class_memory(c.listener, topic, p),
             ..Head::default()
         };
         let message = Message { head, topic, props: &p.properties.forward, payload: p.payload };
@@ -274,6 +284,26 @@ impl Lane {
         }
     }
 
+    /// The listener's class, raised by the topic's, raised or (where that is allowed) lowered by the message's wish.
+    fn is_class_memory(&self, listener: u16, topic: &str, p: &Publish<'_>) -> bool {
+        if self.shared.log.is_none() {
+            return false;
+        }
+        let listener = self.config.settings.listeners.get(usize::from(listener));
+        let usual = listener.map_or(AckClass::Durable, |l| l.ack);
+        let filters = self.config.settings.ack_filters.iter().filter(|f| topic::matches(&f.filter, topic));
+        let least = filters.map(|f| f.ack).max().unwrap_or(AckClass::Memory);
+        let wish = match codec::user_property(&p.properties.forward, ACK_WISH) {
+            Some("memory") => Some(AckClass::Memory),
+            Some("replicated") => Some(AckClass::Replicated),
+            Some("durable") => Some(AckClass::Durable),
+            _ => None,
+        };
+        let lower = listener.is_some_and(|l| l.ack_lower);
+        let own = wish.map_or(usual, |w| if lower { w } else { w.max(usual) });
+        own.max(least) == AckClass::Memory
+    }
+
     fn publish_qos1(&mut self, key: usize, id: u16, message: Message<'_>) {
         let connection = self.id_of(key);
         let Some(c) = self.connections.get_mut(key) else { return };
@@ -282,14 +312,15 @@ impl Lane {
         self.route(&Inbound::new(message));
         let Flow { waiting, outcome, own, .. } = std::mem::take(&mut self.flow);
         let Some(c) = self.connections.get_mut(key) else { return };
-        if waiting == 0 && c.owed.is_empty() {
+        let answered = !outcome.disk_failed || c.version.is_v5();
+        if waiting == 0 && c.owed.is_empty() && answered {
             c.owed.skip();
             c.send_ack(AckKind::Puback, id, reason_of(outcome, c.version.is_v5()));
             self.mark_dirty(key);
             return self.deliver_own(&own);
         }
         c.receiving = c.receiving.saturating_add(1);
-        c.owed.push(Owed { id, exactly_once: false, waiting, outcome, message: None });
+        c.owed.push(Owed { id, exactly_once: false, waiting, outcome });
         self.settle(key);
         self.deliver_own(&own);
     }
@@ -300,7 +331,7 @@ impl Lane {
         let Some(c) = self.connections.get_mut(key) else { return };
         let session = c.session;
         let token = Token { connection, number: c.owed.next() };
-        c.owed.push(Owed { id, exactly_once: true, waiting: 1, outcome: Default::default(), message: None });
+        c.owed.push(Owed { id, exactly_once: true, waiting: 1, outcome: Default::default() });
         let before = self.held(session);
         self.flow = Flow { token: Some(token), ..Flow::default() };
         self.step(session.partition, Input::Hold { session, id, token }, None);
@@ -314,12 +345,8 @@ impl Lane {
         let Some(c) = self.connections.get_mut(key) else { return };
         c.receiving = c.receiving.saturating_add(u16::from(fresh));
         if let Some(owed) = c.owed.get_mut(token.number) {
-            if origin.is_some() {
-                owed.waiting = waiting;
-                owed.outcome.add(outcome);
-            } else {
-                owed.message = Some(crate::message::Stored::new(&message)); // until its record is safe
-            }
+            owed.waiting = waiting;
+            owed.outcome.add(outcome);
         }
         self.settle(key);
         self.deliver_own(&own);
@@ -336,6 +363,10 @@ impl Lane {
             let connection = self.id_of(key);
             let Some(c) = self.connections.get_mut(key) else { return };
             let Some(owed) = c.owed.take_ready() else { break };
+            if owed.outcome.disk_failed && !c.version.is_v5() {
+                self.leave_unanswered(key);
+                continue;
+            }
             let reason = reason_of(owed.outcome, c.version.is_v5());
             if !owed.exactly_once {
                 c.receiving = c.receiving.saturating_sub(1);
@@ -354,6 +385,16 @@ impl Lane {
         if self.connections.get(key).is_some_and(|c| c.stage == Stage::Closing && c.owed.is_empty()) {
             self.confirm_end(key);
         }
+    }
+
+    /// The disk takes nothing, and 3.1.1 has no way to say so: no acknowledgement, and the connection is closed after a
+    /// while, so that the client repeats everything in order.
+    fn leave_unanswered(&mut self, key: usize) {
+        let at_ms = self.now_ms + UNANSWERED_MS;
+        let Some(c) = self.connections.get_mut(key).filter(|c| c.unanswered_ms == 0) else { return };
+        c.unanswered_ms = at_ms;
+        let (key, generation) = (u32::try_from(key).unwrap_or(u32::MAX), c.generation);
+        self.timers.set(at_ms, Timer::Connection { key, generation });
     }
 
     /// The client may not publish this: said in version 5, silent in 3.1.1, counted always.
@@ -376,7 +417,7 @@ impl Lane {
 fn reason_of(outcome: crate::channel::Outcome, v5: bool) -> Reason {
     if !v5 {
         Reason::SUCCESS
-    } else if outcome.retain_failed || (outcome.rejected > 0 && outcome.accepted == 0) {
+    } else if outcome.disk_failed || outcome.retain_failed || (outcome.rejected > 0 && outcome.accepted == 0) {
         Reason::QUOTA_EXCEEDED
     } else if outcome.accepted == 0 {
         Reason::NO_MATCHING_SUBSCRIBERS

@@ -7,6 +7,7 @@
 mod accept;
 mod close;
 mod connect;
+mod durable;
 mod effects;
 mod exchange;
 mod ingest;
@@ -28,13 +29,14 @@ use hashbrown::HashMap;
 use mio::{Events, Poll, Token as Place};
 use slab::Slab;
 
+pub use durable::Recovered;
 pub use exchange::{Conveyed, LaneMessage, Mailbox, Question};
 
 use crate::channel::{ConnectionId, Outcome, SessionRef, Token};
 use crate::codec::Reason;
 use crate::connection::{Connection, Stage};
 use crate::interest::Interest;
-use crate::log::Memory;
+use crate::log::Walked;
 use crate::message::{Origin, Stored};
 use crate::net::{Listener, Transport};
 use crate::partition::{Deliver, Effects, Partition, Subscriber, Target};
@@ -73,7 +75,8 @@ enum Todo {
     Congested { session: SessionRef, congested: bool },
     Publish { message: Stored },
     Partition { partition: u16, what: Conveyed },
-    Joined { group: Box<str>, member: Member, question: Option<Question> },
+    Joined { group: Box<str>, member: Member, again: bool, question: Option<Question> },
+    Opened { session: SessionRef },
     Forget { uid: u64 },
 }
 
@@ -145,6 +148,12 @@ pub struct Lane {
     wait_for: Option<u64>,
     stopping_at_ms: Option<u64>,
     ended: bool,
+    /// A checkpoint under way, and what the last one found until the log has it.
+    walking: Option<Box<durable::Walking>>,
+    walked: Option<Walked>,
+    waiting_listeners: Vec<(u16, Listener)>,
+    /// Lanes that have finished each phase of the start.
+    phases: [u16; 2],
     now_ms: u64,
 }
 
@@ -153,15 +162,9 @@ impl Lane {
     ///
     /// # Errors
     /// The operating system refuses another event queue.
-    pub fn new(number: u16, shared: Arc<Shared>, config: Arc<Config>, poll: Poll) -> Self {
+    pub fn new(number: u16, shared: Arc<Shared>, config: Arc<Config>, poll: Poll, recovered: Recovered) -> Self {
         let lanes = usize::from(shared.ring.lanes());
-        let rules = config.rules(&shared);
-        let partitions = (0..shared.ring.partitions())
-            .map(|p| {
-                let mine = shared.ring.lane(p) == number;
-                mine.then(|| Box::new(Partition::new(p, rules.clone(), Box::<Memory>::default())))
-            })
-            .collect();
+        let partitions = Self::partitions_of(number, &shared, &config, recovered);
         let stats = shared.stats.get(usize::from(number)).cloned().unwrap_or_default();
         let ledger = Ledger::new(config.limits.ledger_entries_max);
         Self {
@@ -202,6 +205,10 @@ impl Lane {
             wait_for: None,
             stopping_at_ms: None,
             ended: false,
+            walking: None,
+            walked: None,
+            waiting_listeners: Vec::new(),
+            phases: [0; 2],
             now_ms: shared.clock.now_ms(),
             shared,
             config,
@@ -223,7 +230,7 @@ impl Lane {
         }
     }
 
-    /// Forgets everything that is not in the log; with the log in memory that is everything.
+    /// Forgets everything that is not in the log; without one that is everything.
     fn restart(&mut self) {
         let (shared, config) = (Arc::clone(&self.shared), Arc::clone(&self.config));
         for (_, c) in &self.connections {
@@ -236,7 +243,8 @@ impl Lane {
             self.ended = true;
             return;
         };
-        let mut fresh = Self::new(self.number, Arc::clone(&shared), config, poll);
+        let (recovered, resumed) = crate::port::reread(&shared, self.number, self.now_ms);
+        let mut fresh = Self::new(self.number, Arc::clone(&shared), config, poll, recovered);
         if let Some(mailbox) = shared.mailboxes.get(usize::from(self.number)) {
             mailbox.rewire(&fresh.poll, WAKER);
         }
@@ -261,8 +269,11 @@ impl Lane {
         std::mem::swap(&mut fresh.outgoing, &mut self.outgoing);
         std::mem::swap(&mut fresh.inbox, &mut self.inbox);
         (fresh.accepting, fresh.stopping_at_ms) = (self.accepting, self.stopping_at_ms);
+        fresh.waiting_listeners = std::mem::take(&mut self.waiting_listeners);
+        fresh.phases = self.phases;
         *self = fresh;
         self.tell_peers();
+        self.resume_own(resumed);
     }
 
     fn tick(&mut self, events: &mut Events) {
@@ -284,6 +295,7 @@ impl Lane {
         self.work();
         self.fire_timers();
         self.work();
+        self.write_log();
         self.flush_dirty();
         self.send_mail();
         let spent = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
@@ -298,6 +310,9 @@ impl Lane {
     fn timeout(&self) -> Option<Duration> {
         if !self.ready.is_empty() || !self.todo.is_empty() || !self.inbox.is_empty() {
             return Some(if self.held_up() { Duration::from_millis(1) } else { Duration::ZERO });
+        }
+        if self.walks_on() {
+            return Some(Duration::ZERO);
         }
         let due = [self.timers.next_ms(), self.partitions_due_ms, self.stopping_at_ms];
         let next = due.into_iter().flatten().min()?;

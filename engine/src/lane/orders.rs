@@ -122,6 +122,7 @@ impl Lane {
 
     /// No new connections; the others are told why they end [MQTT 5.0, 3.14.2.1].
     fn begin_stop(&mut self, grace_ms: u64) {
+        self.stopping_at_ms = Some(self.now_ms + grace_ms.max(1));
         self.accepting = false;
         for (_, listener) in &mut self.listeners {
             let _ = listener.deregister(self.poll.registry());
@@ -137,6 +138,5 @@ impl Lane {
         }
         self.work();
         self.shared.lane_stopped();
-        self.stopping_at_ms = Some(self.now_ms + grace_ms.max(1));
     }
 }

@@ -28,6 +28,10 @@ pub(super) struct Asked {
     version: u64,
     /// Groups that have not answered.
     joins: u32,
+    /// The records of it are safe.
+    safe: bool,
+    /// UNSUBACK is due, not SUBACK.
+    gone: bool,
 }
 
 /// Retained messages for one subscription, on their way from the lanes that keep them.
@@ -57,6 +61,8 @@ impl Lane {
             replays: Vec::new(),
             version: 0,
             joins: 0,
+            safe: true,
+            gone: false,
         };
         let question = Question { lane: self.number, key: entry };
         for f in &packet.filters {
@@ -69,15 +75,39 @@ impl Lane {
             }
             self.subscribe_one(key, f, sub_id, question, &mut asked);
         }
-        if asked.version == 0 && asked.joins == 0 {
+        self.answer_when_ready(key, asked);
+    }
+
+    /// SUBACK or UNSUBACK: now, or when groups, lanes and log are ready; until then the client is not read.
+    fn answer_when_ready(&mut self, key: usize, mut asked: Asked) {
+        let (session, entry) = (asked.session, self.questions.vacant_key());
+        asked.safe = self.is_safe(session);
+        if asked.version == 0 && asked.joins == 0 && asked.safe {
             return self.complete(asked);
         }
+        let safe = asked.safe;
         self.questions.insert(asked);
         if let Some(c) = self.connections.get_mut(key) {
             c.subscribing = true;
         }
+        if !safe {
+            self.step(session.partition, Input::Fence { question: entry }, None);
+        }
         self.work();
         self.complete_if_ready(entry);
+    }
+
+    /// Nothing of the session waits for the log, or it need not be in the log.
+    fn is_safe(&self, session: SessionRef) -> bool {
+        let partition = self.partitions.get(usize::from(session.partition)).and_then(|p| p.as_deref());
+        partition.is_none_or(|p| p.journal().all_safe() || p.session(session).is_none_or(|s| !s.durable()))
+    }
+
+    pub(super) fn on_fenced(&mut self, question: usize) {
+        if let Some(asked) = self.questions.get_mut(question) {
+            asked.safe = true;
+        }
+        self.complete_if_ready(question);
     }
 
     fn check_filter(&mut self, key: usize, f: &SubscribeFilter<'_>) -> Result<(), (Reason, &'static str)> {
@@ -124,9 +154,9 @@ impl Lane {
         let joins = effects.iter().filter(|e| matches!(e, crate::partition::Effect::GroupJoin { .. })).count();
         asked.joins += u32::try_from(joins).unwrap_or(0);
         for effect in &mut effects {
-            if let crate::partition::Effect::GroupJoin { group, member } = effect {
+            if let crate::partition::Effect::GroupJoin { group, member, .. } = effect {
                 let (group, member) = (std::mem::take(group), member.clone());
-                self.ask_to_join(group, member, Some(question));
+                self.ask_to_join(group, member, false, Some(question));
             }
         }
         effects.retain(|e| !matches!(e, crate::partition::Effect::GroupJoin { .. }));
@@ -181,20 +211,20 @@ impl Lane {
     // ---- joining groups
 
     /// A session joins a group, with a SUBACK that waits or to assert a membership again.
-    pub(super) fn ask_to_join(&mut self, group: Box<str>, member: Member, question: Option<Question>) {
+    pub(super) fn ask_to_join(&mut self, group: Box<str>, member: Member, again: bool, question: Option<Question>) {
         let lane = self.shared.ring.lane(self.shared.ring.partition(&group));
         if lane == self.number {
-            self.todo.push_back(Todo::Joined { group, member, question });
+            self.todo.push_back(Todo::Joined { group, member, again, question });
         } else {
-            self.send(lane, LaneMessage::Join { group, member, question });
+            self.send(lane, LaneMessage::Join { group, member, again, question });
         }
     }
 
     /// The group is here: it joins, and answers when everybody knows that this lane wants the filter.
-    pub(super) fn on_join(&mut self, group: &str, member: Member, question: Option<Question>) {
+    pub(super) fn on_join(&mut self, group: &str, member: Member, again: bool, question: Option<Question>) {
         let partition = self.shared.ring.partition(group);
         self.wait_for = None;
-        self.step(partition, Input::GroupJoin { group, member }, None);
+        self.step(partition, Input::GroupJoin { group, member, again }, None);
         let filter = group.split_once('/').map_or(group, |(_, f)| f);
         // the group may be older than this member and its filter still unconfirmed
         let mut version = self.interest.add(filter);
@@ -261,7 +291,7 @@ impl Lane {
 
     fn complete_if_ready(&mut self, key: usize) {
         let confirmed = self.interest.confirmed();
-        let ready = self.questions.get(key).is_some_and(|a| a.joins == 0 && a.version <= confirmed);
+        let ready = self.questions.get(key).is_some_and(|a| a.joins == 0 && a.safe && a.version <= confirmed);
         if ready {
             let asked = self.questions.remove(key);
             self.complete(asked);
@@ -270,9 +300,10 @@ impl Lane {
 
     /// SUBACK, then the retained messages.
     fn complete(&mut self, asked: Asked) {
-        let Asked { connection, session, id, codes, replays, .. } = asked;
+        let Asked { connection, session, id, codes, replays, gone, .. } = asked;
         let Some(c) = self.connection(connection).filter(|c| c.stage == Stage::Open) else { return };
-        c.send(&Packet::Suback(Box::new(Suback { id, codes, ..Suback::default() })));
+        let answer = Box::new(Suback { id, codes, ..Suback::default() });
+        c.send(&if gone { Packet::Unsuback(answer) } else { Packet::Suback(answer) });
         let went_on = std::mem::take(&mut c.subscribing);
         self.mark_dirty(connection.key as usize);
         if went_on {
@@ -381,12 +412,13 @@ impl Lane {
             self.spare_effects.push(effects);
             codes.push(reason.0);
         }
-        let Some(c) = self.connections.get_mut(key) else { return };
         if !v5 {
             codes.clear();
         }
-        c.send(&Packet::Unsuback(Box::new(Suback { id: packet.id, codes, ..Suback::default() })));
-        self.mark_dirty(key);
+        let (connection, replays) = (self.id_of(key), Vec::new());
+        let (id, version, joins) = (packet.id, 0, 0);
+        let asked = Asked { connection, session, id, codes, replays, version, joins, safe: false, gone: true };
+        self.answer_when_ready(key, asked);
     }
 }
 

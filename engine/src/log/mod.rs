@@ -17,7 +17,7 @@ pub use checkpoint::Checkpoints;
 pub use directory::{Directory, Identity};
 pub use frame::{FIRST, GROUP_HEAD, Group, address, offset_of, segment_of};
 pub use reader::LogReader;
-pub use scan::{Damage, Scan, Torn, Visit, scan};
+pub use scan::{Damage, LastGroup, Scan, Torn, Visit, last_group, scan};
 pub use storage::{Disk, File, Storage};
 pub use thread::{DiskLog, Options};
 pub use writer::{Located, Writer};

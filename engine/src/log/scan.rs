@@ -52,6 +52,49 @@ pub struct Scan {
 /// Who is shown the records: batch header, body, address. An error text is damage.
 pub type Visit<'a> = dyn FnMut(&BatchHead, &[u8], u64) -> Result<(), &'static str> + 'a;
 
+/// The last group that counts, as it stands on disk: it may have been read from memory that no sync has covered, so
+/// whoever goes on with the log writes it again, before anything relies on it.
+#[derive(Debug)]
+pub struct LastGroup {
+    /// Its address: the log before it is safe.
+    pub at: u64,
+    /// Its header.
+    pub head: Group,
+    /// Its batches.
+    pub body: Vec<u8>,
+}
+
+/// Finds the last whole group of the last segment; `None` if that has none (then all groups before it are safe, as a
+/// segment is begun only behind a synced one).
+///
+/// # Errors
+/// A file cannot be read.
+pub fn last_group(storage: &dyn Storage) -> io::Result<Option<LastGroup>> {
+    let numbers = storage.list()?;
+    let numbers = numbers.iter().filter_map(|n| u32::from_str_radix(n.strip_suffix(".seg")?, 16).ok());
+    let Some(number) = numbers.max() else { return Ok(None) };
+    let file = storage.open(&super::writer::file_name(number), false)?;
+    let bytes = file.read_at(usize::try_from(file.len()?).unwrap_or(0), 0)?;
+    let s = Segment { number, bytes, limit: None };
+    let (mut at, mut last) = (FIRST, None);
+    loop {
+        let rest = s.bytes.get(at as usize..).unwrap_or(&[]);
+        let group = Group::decode(rest, address(number, at));
+        let body = group.and_then(|g| rest.get(GROUP_HEAD..GROUP_HEAD.checked_add(g.len as usize)?));
+        let (Some(head), Some(body)) = (group, body) else {
+            match next_group(&s, at, u32::MAX) {
+                Some(next) => at = next,
+                None => return Ok(last),
+            }
+            continue;
+        };
+        if is_whole(&head, body) {
+            last = Some(LastGroup { at: head.at, head, body: body.to_vec() });
+        }
+        at = align(at + GROUP_HEAD as u32 + head.len);
+    }
+}
+
 struct Segment {
     number: u32,
     bytes: Vec<u8>,

@@ -30,8 +30,8 @@ pub struct Options {
     pub notify: Notify,
     /// What people are told of the disk: `None` when it is well again.
     pub report: Arc<dyn Fn(Option<String>) + Send + Sync>,
-    /// Bytes that sessions wait for.
-    pub wanted: Arc<dyn Fn() -> u64 + Send + Sync>,
+    /// Called again and again; bytes that somebody waits for.
+    pub tend: Arc<dyn Fn() -> u64 + Send + Sync>,
     /// Set while the disk takes nothing.
     pub failing: Arc<AtomicBool>,
 }
@@ -47,6 +47,8 @@ pub struct LogStats {
     pub records: AtomicU64,
     /// Checkpoints completed.
     pub checkpoints: AtomicU64,
+    /// Address of the last one; 0 is none.
+    pub checkpoint: AtomicU64,
     /// Bytes on disk.
     pub bytes: AtomicU64,
     /// Segments.
@@ -131,11 +133,19 @@ impl DiskLog {
         self.desk.waiting.load(Ordering::Relaxed)
     }
 
-    /// A lane has begun anew: a checkpoint under way cannot be finished.
-    pub fn lane_restarted(&self) {
+    /// A lane has begun anew and reads its partitions again: what it wrote is written, and a checkpoint under way is given
+    /// up. Returns where the last complete one begins.
+    pub fn before_reading(&self) -> Option<u64> {
         if let Ok(mut inbox) = self.desk.inbox.lock() {
             inbox.restarted = true;
         }
+        for _ in 0..1_000 {
+            if self.waiting() == 0 {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Some(self.stats.checkpoint.load(Ordering::Relaxed)).filter(|at| *at != 0)
     }
 
     /// Writes what waits, says that the log ends here as it should, and ends the thread.
@@ -305,7 +315,8 @@ impl Work {
         }
         let failing = self.options.failing.load(Ordering::Relaxed);
         let (_, total) = self.writer.size();
-        if failing || !self.checkpoints.due(total, (self.options.wanted)()) {
+        let wanted = (self.options.tend)();
+        if failing || !self.checkpoints.due(total, wanted) {
             return;
         }
         let mut emptied = super::Emptied::new();
@@ -325,6 +336,7 @@ impl Work {
         let (segments, bytes) = self.writer.size();
         self.stats.segments.store(segments as u64, Ordering::Relaxed);
         self.stats.bytes.store(bytes, Ordering::Relaxed);
+        self.stats.checkpoint.store(self.identity.checkpoint.unwrap_or(0), Ordering::Relaxed);
         self.stats.bytes_written.store(self.writer.bytes_written, Ordering::Relaxed);
     }
 }

@@ -105,6 +105,25 @@ impl Writer {
         self.group(pieces, unix_ms, 0, sync)
     }
 
+    /// Writes a group of an earlier run again and syncs it; what it says is not changed.
+    ///
+    /// # Errors
+    /// As the storage says.
+    pub fn copy(&mut self, last: &super::LastGroup) -> io::Result<()> {
+        let len = GROUP_HEAD as u32 + last.head.len;
+        let at = self.room_for(len)?;
+        let Some(open) = &mut self.open else { return Err(io::Error::other("no segment")) };
+        let mut bytes = Group { at, ..last.head }.encode().to_vec();
+        bytes.extend_from_slice(&last.body);
+        open.file.write_at(&bytes, u64::from(open.end))?;
+        open.file.sync()?;
+        self.bytes_written += u64::from(len);
+        open.end = align(open.end + len);
+        open.filled = open.filled.max(open.end);
+        self.end = address(open.number, open.end);
+        Ok(())
+    }
+
     /// An empty group that says: the log ends here as it should.
     ///
     /// # Errors
@@ -250,6 +269,23 @@ impl Writer {
             self.closed.remove(&number);
         }
         if numbers.is_empty() { Ok(()) } else { self.storage.sync_names() }
+    }
+
+    /// Segments that an earlier run has kept to be written over; what it was about to make is removed.
+    ///
+    /// # Errors
+    /// As the storage says.
+    pub fn adopt_spares(&mut self) -> io::Result<()> {
+        for name in self.storage.list()? {
+            let spare = name.ends_with(".spare");
+            let whole = spare && self.storage.open(&name, false)?.len()? == u64::from(self.segment_bytes);
+            if whole && self.spares.len() < SPARES_MAX {
+                self.spares.push((name, self.segment_bytes));
+            } else if spare || name.ends_with(".new") {
+                self.storage.remove(&name)?;
+            }
+        }
+        Ok(())
     }
 
     /// All bytes of a closed segment.

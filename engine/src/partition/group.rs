@@ -198,7 +198,7 @@ impl Partition {
 
     fn group_send(&self, uid: u64, d: Dispatch, out: &mut Effects) {
         let keeps = d.qos != QoS::AtMostOnce;
-        let place = keeps.then_some(GroupPlace { partition: self.number, uid, index: d.index });
+        let place = keeps.then_some(GroupPlace { partition: self.number, uid, index: d.index, n: d.n });
         let origin = if keeps { Origin { uid, n: d.n, answered: d.answered } } else { Origin::default() };
         out.push(Effect::Dispatch(Dispatched { to: d.to, place, origin, message: d.message, qos: d.qos, id: d.id }));
     }
@@ -237,9 +237,6 @@ impl Partition {
 
     fn give_back(&mut self, slot: u32, out: &mut Effects, wanted: impl Fn(Stage) -> bool) {
         let Some(s) = self.state.session(slot) else { return };
-        if s.subscriptions.keys().all(|filter| super::subscribe::group_name(filter).is_none()) {
-            return;
-        }
         let session = SessionRef { partition: self.number, slot, uid: s.uid };
         let durable = s.durable();
         let back: Vec<(u64, GroupPlace, bool)> = s
@@ -250,7 +247,7 @@ impl Partition {
             .collect();
         for (index, place, sent) in back {
             out.push(Effect::GroupReturn { place, session, sent });
-            self.commit(durable, Record::Acknowledged { slot, index });
+            self.commit(durable, Record::GivenBack { slot, index, group: place.uid, n: place.n });
         }
     }
 }

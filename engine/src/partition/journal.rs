@@ -148,7 +148,7 @@ impl Partition {
                 self.wanted.1 += i64::from(len);
             }
         }
-        let finished = matches!(record, Record::Acknowledged { .. } | Record::Received { .. });
+        let finished = matches!(record, Record::Acknowledged { .. } | Record::Received { .. } | Record::GivenBack { .. });
         let made = self.state.apply(record);
         let gone = before - bytes(self).min(before);
         self.wanted.1 -= i64::try_from(gone).unwrap_or(0);

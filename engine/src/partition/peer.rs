@@ -22,11 +22,14 @@ impl Partition {
         let groups: Vec<(u64, Box<str>)> = self.state.groups().map(|g| (g.uid, g.name.clone())).collect();
         for (uid, name) in groups {
             let Some(group) = self.state.group(uid) else { continue };
-            let lost: Vec<SessionRef> = group.sessions().filter(|s| gone(s.partition)).collect();
+            // sessions that the log knows come back and join again; what they had is theirs
+            let logged = self.journal.on;
+            let lost: Vec<SessionRef> = group.sessions(logged).filter(|s| gone(s.partition)).collect();
             for session in lost {
                 let had: Vec<u64> = self.state.group(uid).map(|g| g.had_by(session)).unwrap_or_default();
                 for index in had {
-                    self.group_return(GroupPlace { partition: self.number, uid, index }, session, true, out);
+                    let place = GroupPlace { partition: self.number, uid, index, n: 0 };
+                    self.group_return(place, session, true, out);
                 }
                 self.group_leave(&name, session, out);
             }

@@ -298,7 +298,7 @@ impl Partition {
     }
 
     /// Tells the shared account how the store has changed since `before`.
-    fn account_retained(&self, before: (usize, usize)) {
+    pub(super) fn account_retained(&self, before: (usize, usize)) {
         let difference = |now: usize, before: usize| now as i64 - before as i64;
         let count = difference(self.state.retained.len(), before.0);
         self.rules.retained.shift(count, difference(self.state.retained.bytes(), before.1));

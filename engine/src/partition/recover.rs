@@ -37,8 +37,9 @@ impl Partition {
         let (mut messages, mut bytes) = (0, 0);
         for (slot, sent) in sent {
             let Some(s) = p.state.session_mut(slot) else { continue };
-            let sent = if s.away { sent } else { s.queue.base() + window };
-            s.queue.resume(sent);
+            // of a session that was connected nobody knows what was sent: what a group gave it must not go to another
+            let (sent, all_given) = if s.away { (sent, false) } else { (s.queue.base() + window, true) };
+            s.queue.resume(sent, all_given);
             messages += i64::try_from(s.queue.waiting()).unwrap_or(0);
             bytes += i64::try_from(s.queue.bytes()).unwrap_or(0);
         }

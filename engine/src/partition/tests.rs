@@ -1,7 +1,6 @@
 //! The partition without sockets: a schedule of both peers' packets, crashes and delays against a simple reference.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use proptest::prelude::*;
 
@@ -9,29 +8,11 @@ use super::*;
 use crate::message::{Head, Message};
 use crate::session::{NEVER, Subscription};
 
-/// A log whose records become safe only when the test says so.
-#[derive(Debug, Default)]
-struct Slow {
-    last: Position,
-    safe: Arc<AtomicU64>,
-}
-
-impl Log for Slow {
-    fn append(&mut self, _record: &Record<'_>) -> Position {
-        self.last += 1;
-        self.last
-    }
-
-    fn safe(&self) -> Position {
-        self.safe.load(Ordering::Relaxed)
-    }
-}
-
 const ME: ConnectionId = ConnectionId { lane: 0, key: 1, generation: 1 };
 const OTHER: ConnectionId = ConnectionId { lane: 0, key: 2, generation: 2 };
 
 fn partition() -> Partition {
-    Partition::new(3, Rules::default(), Box::<crate::log::Memory>::default())
+    Partition::new(3, Rules::default(), 0)
 }
 
 fn attach(connection: ConnectionId, clean: bool, expiry_s: u32, window: u16) -> Input<'static> {
@@ -46,9 +27,29 @@ fn attach(connection: ConnectionId, clean: bool, expiry_s: u32, window: u16) -> 
     }))
 }
 
+/// A step; a CONNACK goes out at once, and what may follow it follows.
 fn step(p: &mut Partition, input: Input<'_>) -> Effects {
     let mut out = Effects::new();
     p.step(5_000, input, &mut out);
+    open(p, &mut out);
+    out
+}
+
+fn open(p: &mut Partition, out: &mut Effects) {
+    let opened = out.iter().find_map(|e| if let Effect::Attached { session, .. } = e { Some(*session) } else { None });
+    if let Some(session) = opened {
+        p.step(5_000, Input::Opened { session }, out);
+    }
+}
+
+/// Everything written so far is safe now.
+fn sync(p: &mut Partition) -> Effects {
+    let mut out = Effects::new();
+    if let Some(batch) = p.take_batch() {
+        let up_to = batch.first + u64::from(batch.count) - 1;
+        p.step(5_000, Input::Safe { number: batch.number, up_to, address: 1 << 32 }, &mut out);
+    }
+    open(p, &mut out);
     out
 }
 
@@ -96,29 +97,24 @@ fn takeover_waits_for_the_old_connection() {
 /// Nothing that depends on a record is said before the record is safe: answer, QoS 2 delivery, PUBREL, PUBCOMP, CONNACK.
 #[test]
 fn effects_wait_until_records_are_safe() {
-    let safe = Arc::new(AtomicU64::new(0));
-    let log = Slow { last: 0, safe: Arc::clone(&safe) };
-    let mut p = Partition::new(3, Rules::default(), Box::new(log));
-    let all = |p: &mut Partition| {
-        safe.store(u64::MAX, Ordering::Relaxed);
-        let effects = step(p, Input::Tick);
-        safe.store(0, Ordering::Relaxed);
-        effects
-    };
+    let mut p = Partition::new(3, Rules::default(), 1);
     assert!(step(&mut p, attach(ME, false, 60, 10)).is_empty());
-    let (session, _) = attached(&all(&mut p));
+    let (session, _) = attached(&sync(&mut p));
     assert!(publish(&mut p, session, QoS::ExactlyOnce, 1, Default::default()).is_empty());
-    let effects = all(&mut p);
+    let effects = sync(&mut p);
     let id = effects.iter().find_map(|e| if let Effect::Deliver(d) = e { Some(d.id) } else { None }).unwrap();
     assert!(effects.iter().any(|e| matches!(e, Effect::Answer { .. })));
     let ack = |kind| Input::Ack { session, connection: ME, kind, id, reason: Reason::SUCCESS };
     assert!(step(&mut p, ack(AckKind::Pubrec)).is_empty());
-    assert!(matches!(all(&mut p)[..], [Effect::Pubrel { .. }]));
+    assert!(matches!(sync(&mut p)[..], [Effect::Pubrel { .. }]));
     let token = Token { connection: ME, number: 0 };
-    assert!(step(&mut p, Input::Hold { session, id: 9, token }).is_empty());
-    assert!(matches!(all(&mut p)[..], [Effect::Held { .. }]));
+    assert!(matches!(step(&mut p, Input::Hold { session, id: 9, token })[..], [Effect::Held { .. }]), "one log");
     assert!(step(&mut p, Input::Release { session, connection: ME, id: 9, answer: true }).is_empty());
-    assert!(matches!(all(&mut p)[..], [Effect::Pubcomp { .. }]));
+    assert!(matches!(sync(&mut p)[..], [Effect::Pubcomp { .. }]));
+    assert!(step(&mut p, Input::Fence { question: 7 }).iter().any(|e| matches!(e, Effect::Fenced { question: 7 })));
+    let effects = publish(&mut p, session, QoS::AtLeastOnce, 2, Default::default());
+    assert!(matches!(effects[..], [Effect::Deliver(_)]), "QoS 1 leaves at once, its answer waits");
+    assert!(matches!(sync(&mut p)[..], [Effect::Answer { .. }]));
 }
 
 /// A message with an origin is taken once, however often it is fanned out.
@@ -145,7 +141,7 @@ fn full_queues() {
         let queue_policy = serde_json::from_value(serde_json::json!(policy)).unwrap();
         let limits = Limits { queue_messages_max: 2, queue_policy, ..Limits::default() };
         let rules = Rules { limits: Arc::new(limits), ..Rules::default() };
-        let mut p = Partition::new(3, rules, Box::<crate::log::Memory>::default());
+        let mut p = Partition::new(3, rules, 0);
         let (session, _) = attached(&step(&mut p, attach(ME, false, NEVER, 10)));
         let ending = Ending::default();
         step(&mut p, Input::Detach { session: Some(session), client_id: "c", connection: ME, ending });
@@ -177,7 +173,7 @@ fn body_of(effect: &Effect) -> Option<u64> {
 fn subscriptions_leave_with_their_session() {
     let limits = Limits { subscriptions_max: 2, ..Limits::default() };
     let rules = Rules { limits: Arc::new(limits), ..Rules::default() };
-    let mut p = Partition::new(3, rules, Box::<crate::log::Memory>::default());
+    let mut p = Partition::new(3, rules, 0);
     let (session, _) = attached(&step(&mut p, attach(ME, false, 0, 10)));
     let mut out = Effects::new();
     let subscription = Subscription { qos: QoS::AtLeastOnce, ..Subscription::default() };

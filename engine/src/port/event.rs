@@ -124,6 +124,14 @@ impl Events {
         self.push(json!({"event": "lane_failed", "lane": lane, "error": error}));
     }
 
+    pub(crate) fn damaged(&self, place: &str, what: &str) {
+        self.push(json!({"event": "damaged", "where": place, "what": what}));
+    }
+
+    pub(crate) fn disk(&self, error: Option<&str>) {
+        self.push(json!({"event": "disk", "ok": error.is_none(), "error": error}));
+    }
+
     pub(crate) fn stopped(&self) {
         self.push(json!({"event": "stopped"}));
     }

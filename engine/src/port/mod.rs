@@ -6,6 +6,7 @@
 mod clock;
 mod event;
 mod order;
+mod recovery;
 mod shared;
 
 pub use clock::Clock;
@@ -13,14 +14,18 @@ pub use event::Events;
 pub use order::{Fault, Order};
 pub use shared::{Config, Shared};
 
+use recovery::Opened;
+pub use recovery::reread;
+
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use mio::Poll;
 
-use crate::lane::{Lane, LaneMessage, Mailbox};
+use crate::lane::{Lane, LaneMessage, Mailbox, Recovered};
 use crate::net::Listener;
+use crate::partition::Resumed;
 use crate::ring::Ring;
 use crate::settings::Settings;
 
@@ -42,9 +47,15 @@ impl Engine {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             n => n,
         };
-        let key = shared::key(settings.key.as_deref())?;
-        let partitions = if settings.partitions == 0 { 64 } else { settings.partitions };
-        let ring = Ring::new(key, partitions, lanes);
+        let partitions = if settings.partitions == 0 { 64 } else { settings.partitions.next_power_of_two() };
+        let began = std::time::Instant::now();
+        let data = settings.data.clone();
+        let mut opened = match &data {
+            Some(data) => Some(recovery::open(data, partitions, settings.key.as_deref())?),
+            None => None,
+        };
+        let key = opened.as_ref().map(|o| o.key.clone()).or_else(|| settings.key.clone());
+        let ring = Ring::new(shared::key(key.as_deref())?, partitions, lanes);
         let config = Arc::new(Config::load(settings)?);
         let mut listeners = Vec::new();
         for (index, listener) in config.settings.listeners.iter().enumerate() {
@@ -58,11 +69,39 @@ impl Engine {
             mailboxes.push(Mailbox::new(&poll).map_err(|e| format!("no waker: {e}"))?);
             polls.push(poll);
         }
-        let shared = Arc::new(Shared::new(ring, mailboxes, &config).map_err(|e| format!("no event pipe: {e}"))?);
+        let mut shared = Shared::new(ring, mailboxes, &config).map_err(|e| format!("no event pipe: {e}"))?;
+        let resumed = opened.as_ref().map(Opened::resumed).unwrap_or_default();
+        let mut recovered: Vec<Recovered> = polls.iter().map(|_| Recovered::new()).collect();
+        if let (Some(mut opened), Some(data)) = (opened.take(), &data) {
+            shared.clock = Arc::new(opened.clock());
+            opened.report(&shared, u64::try_from(began.elapsed().as_millis()).unwrap_or(0));
+            recovered = opened.deal(&shared);
+            opened.start(data, &mut shared)?;
+        }
+        let shared = Arc::new(shared);
         for (index, listener) in &listeners {
             let name = config.settings.listeners.get(usize::from(*index)).map_or("", |l| &l.name);
             shared.events.listening(name, listener.kind(), &listener.local_address());
         }
+        let mut engine = Self { shared, lanes: Vec::new() };
+        engine.start_lanes(&config, polls, listeners, recovered, resumed)?;
+        while !engine.shared.all_ready() {
+            if engine.lanes.iter().any(JoinHandle::is_finished) {
+                return Err("a lane failed while the data was recovered; `roost data verify DIR` may say why".to_owned());
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        Ok(engine)
+    }
+
+    fn start_lanes(
+        &mut self,
+        config: &Arc<Config>,
+        polls: Vec<Poll>,
+        listeners: Vec<(u16, Listener)>,
+        recovered: Vec<Recovered>,
+        resumed: Resumed,
+    ) -> Result<(), String> {
         let mut dealt: Vec<Vec<(u16, Listener)>> = polls.iter().map(|_| Vec::new()).collect();
         for (i, listener) in listeners.into_iter().enumerate() {
             let at = i % dealt.len().max(1);
@@ -70,20 +109,18 @@ impl Engine {
                 own.push(listener);
             }
         }
-        let mut handles = Vec::new();
-        for ((number, poll), own) in (0..ring.lanes()).zip(polls).zip(dealt) {
-            let (shared, config) = (Arc::clone(&shared), Arc::clone(&config));
+        for (((number, poll), own), recovered) in (0..).zip(polls).zip(dealt).zip(recovered) {
+            let (shared, config) = (Arc::clone(&self.shared), Arc::clone(config));
             let run = move || {
-                let mut lane = Lane::new(number, shared, config, poll);
-                for (index, listener) in own {
-                    lane.add_listener(index, listener);
-                }
+                let mut lane = Lane::new(number, shared, config, poll, recovered);
+                lane.wait_with(own);
+                lane.resume_sessions(resumed);
                 lane.run();
             };
             let builder = std::thread::Builder::new().name(format!("lane-{number}"));
-            handles.push(builder.spawn(run).map_err(|e| format!("no thread: {e}"))?);
+            self.lanes.push(builder.spawn(run).map_err(|e| format!("no thread: {e}"))?);
         }
-        Ok(Self { shared, lanes: handles })
+        Ok(())
     }
 
     /// Hands over a JSON array of commands.
@@ -160,6 +197,9 @@ impl Engine {
             if handle.thread().id() != me {
                 let _ = handle.join();
             }
+        }
+        if let Some(log) = &self.shared.log {
+            log.close();
         }
     }
 

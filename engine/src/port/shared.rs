@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Map, Value, json};
@@ -13,7 +13,8 @@ use crate::codec::Publish;
 use crate::lane::{LaneMessage, Mailbox};
 use crate::limits::Limits;
 use crate::net::{Layers, PeerAddress};
-use crate::partition::{RetainedTotal, Rules};
+use crate::log::{DiskLog, Identity, LogReader};
+use crate::partition::{BodyCache, Rules, Total};
 use crate::ring::Ring;
 use crate::settings::Settings;
 use crate::stats::Stats;
@@ -56,7 +57,11 @@ impl Config {
             limits: Arc::clone(&self.limits),
             queue_qos0: self.settings.mqtt.queue_qos0,
             upgrade_qos: self.settings.mqtt.upgrade_qos,
+            deliver_after_safe: self.settings.data.as_ref().is_some_and(|d| d.deliver_after_safe),
             retained: Arc::clone(&shared.retained),
+            queued: Arc::clone(&shared.queued),
+            cache: Arc::clone(&shared.cache),
+            disk_failing: Arc::clone(&shared.disk_failing),
         }
     }
 
@@ -100,27 +105,42 @@ pub struct Shared {
     /// Client id to lane.
     pub ring: Ring,
     /// One for each lane.
-    pub mailboxes: Vec<Mailbox>,
+    pub mailboxes: Arc<Vec<Mailbox>>,
     /// Towards Python.
-    pub events: Events,
+    pub events: Arc<Events>,
     /// Password checks.
     pub workers: Workers,
     /// One for each lane.
     pub stats: Vec<Arc<Stats>>,
     /// Engine time.
-    pub clock: Clock,
+    pub clock: Arc<Clock>,
+    /// One more with each start of a data directory; 0 without one.
+    pub incarnation: u32,
+    /// Where the log is, and whose.
+    pub data: Option<(std::path::PathBuf, Identity)>,
+    /// The log, if there is a disk.
+    pub log: Option<DiskLog>,
+    /// Reads bodies from it.
+    pub reader: Option<LogReader>,
+    /// Messages waiting for persistent sessions.
+    pub queued: Arc<Total>,
+    /// Bodies in memory.
+    pub cache: Arc<BodyCache>,
+    /// The disk takes nothing now.
+    pub disk_failing: Arc<AtomicBool>,
     /// Connections that were let in.
     pub connections: AtomicUsize,
     /// Whose turn it is to get a socket.
     pub turn: AtomicU32,
     /// Retained messages in total.
-    pub retained: Arc<RetainedTotal>,
+    pub retained: Arc<Total>,
     per_address: Mutex<HashMap<IpAddr, usize>>,
     per_listener: Vec<AtomicUsize>,
     throttle: Mutex<Throttle>,
     drops: Mutex<HashMap<u64, DropsReport>>,
     measuring: Mutex<HashMap<u64, u16>>,
     stopped: AtomicUsize,
+    ready: AtomicUsize,
     most_connections: AtomicUsize,
 }
 
@@ -134,10 +154,17 @@ impl Shared {
         Ok(Self {
             stats: mailboxes.iter().map(|_| Arc::default()).collect(),
             ring,
-            mailboxes,
-            events: Events::new()?,
+            mailboxes: Arc::new(mailboxes),
+            events: Arc::new(Events::new()?),
             workers: Workers::start(2, limits.auth_queue_max),
-            clock: Clock::default(),
+            clock: Arc::default(),
+            incarnation: 0,
+            data: None,
+            log: None,
+            reader: None,
+            queued: Arc::default(),
+            cache: Arc::new(BodyCache::new(config.settings.data.as_ref().map_or(0, |d| d.cache_bytes_max))),
+            disk_failing: Arc::default(),
             connections: AtomicUsize::new(0),
             turn: AtomicU32::new(0),
             retained: Arc::default(),
@@ -147,8 +174,20 @@ impl Shared {
             drops: Mutex::default(),
             measuring: Mutex::default(),
             stopped: AtomicUsize::new(0),
+            ready: AtomicUsize::new(0),
             most_connections: AtomicUsize::new(0),
         })
+    }
+
+    /// A lane knows every session's subscriptions, of its own and of all others.
+    pub fn lane_ready(&self) {
+        self.ready.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Do all lanes?
+    #[must_use]
+    pub fn all_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire) >= usize::from(self.ring.lanes())
     }
 
     /// Leaves one message for a lane.

@@ -150,6 +150,11 @@ impl State {
             | Record::GroupReturned { .. }
             | Record::GroupDone { .. } => self.change_group(&record),
             other => {
+                if let Record::GivenBack { group, n, .. } = &other {
+                    if let Some(window) = self.origins.get_mut(group) {
+                        window.give_back(*n);
+                    }
+                }
                 if let Some(session) = other.slot().and_then(|slot| self.session_mut(slot)) {
                     change(session, other);
                 }
@@ -239,7 +244,7 @@ fn change(session: &mut Session, record: Record<'_>) {
             session.subscriptions.remove(filter);
         }
         Record::Received { index, .. } => session.queue.mark(index, Stage::Received),
-        Record::Acknowledged { index, .. } => session.queue.mark(index, Stage::Done),
+        Record::Acknowledged { index, .. } | Record::GivenBack { index, .. } => session.queue.mark(index, Stage::Done),
         Record::Held { id, n, .. } => session.held.get_or_insert_default().hold(id, n),
         Record::Released { id, .. } => {
             if let Some(held) = &mut session.held {

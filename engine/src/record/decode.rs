@@ -124,7 +124,8 @@ impl<'a> Reader<'a> {
         }
         if flags & 16 != 0 {
             let partition = self.small()?;
-            extra.group = Some(GroupPlace { partition, uid: self.uid(partition)?, index: self.v()? });
+            let uid = self.uid(partition)?;
+            extra.group = Some(GroupPlace { partition, uid, index: self.v()?, n: self.v()? });
         }
         Ok(Some(Box::new(extra)))
     }
@@ -184,7 +185,7 @@ pub struct WireMessage<'a> {
 
 /// A delivery as it stands in a record.
 #[derive(Debug)]
-#[expect(missing_docs, reason = "as `Delivery`")]
+#[allow(missing_docs, reason = "as `Delivery`")]
 pub struct WireDelivery {
     pub uid: u64,
     pub index: u64,

@@ -23,6 +23,11 @@ fn body(state: &State, record: &Record<'_>, w: &mut Writer<'_>) {
             }
         }
         Record::Acknowledged { slot, index } => indexed(w, kind::ACKNOWLEDGED, uid(*slot), *index),
+        Record::GivenBack { slot, index, group, n } => {
+            indexed(w, kind::GIVEN_BACK, uid(*slot), *index);
+            w.foreign(*group);
+            w.v(*n);
+        }
         Record::Received { slot, index } => indexed(w, kind::RECEIVED, uid(*slot), *index),
         Record::Held { slot, id, n } => {
             indexed(w, kind::HELD, uid(*slot), (*id).into());

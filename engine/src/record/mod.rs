@@ -90,6 +90,13 @@ pub enum Record<'a> {
         slot: u32,
         index: u64,
     },
+    /// A group's message that its member gives back: unlike a finished one it may come again under its number.
+    GivenBack {
+        slot: u32,
+        index: u64,
+        group: u64,
+        n: u64,
+    },
     /// First sight of a QoS 2 identifier of a publisher.
     Held {
         slot: u32,
@@ -161,6 +168,7 @@ impl Record<'_> {
             | Self::Unsubscribed { slot, .. }
             | Self::Received { slot, .. }
             | Self::Acknowledged { slot, .. }
+            | Self::GivenBack { slot, .. }
             | Self::Held { slot, .. }
             | Self::Released { slot, .. }
             | Self::WillArmed { slot, .. }

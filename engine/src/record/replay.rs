@@ -64,6 +64,9 @@ impl Replay {
         match r.u8()? {
             kind::ENQUEUED => self.enqueued(r, at),
             kind::ACKNOWLEDGED => self.of_session(r, |slot, r| Ok(Record::Acknowledged { slot, index: r.v()? })),
+            kind::GIVEN_BACK => self.of_session(r, |slot, r| {
+                Ok(Record::GivenBack { slot, index: r.v()?, group: r.foreign()?, n: r.v()? })
+            }),
             kind::RECEIVED => self.of_session(r, |slot, r| Ok(Record::Received { slot, index: r.v()? })),
             kind::HELD => self.of_session(r, |slot, r| Ok(Record::Held { slot, id: r.small()?, n: r.v()? })),
             kind::RELEASED => self.of_session(r, |slot, r| Ok(Record::Released { slot, id: r.small()? })),

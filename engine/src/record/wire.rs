@@ -34,6 +34,7 @@ pub mod kind {
     pub const GROUP_GIVEN: u8 = 26;
     pub const GROUP_RETURNED: u8 = 27;
     pub const GROUP_DONE: u8 = 28;
+    pub const GIVEN_BACK: u8 = 29;
 }
 
 const NUMBER_BITS: u32 = 28;
@@ -130,6 +131,7 @@ impl Writer<'_> {
             self.v(g.partition.into());
             self.uid(g.uid);
             self.v(g.index);
+            self.v(g.n);
         }
     }
 

@@ -1,0 +1,164 @@
+//! The lane and the log: what its partitions wrote goes out at the end of the tick, before anything is said to other
+//! lanes; what became safe comes back as an event. Checkpoints are written here, some in each tick. At the start the
+//! lanes wait for each other until every subscription of every session is known everywhere.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::{Lane, LaneMessage};
+use crate::log::{Emptied, LogEvent, Piece, Walked};
+use crate::net::Listener;
+use crate::partition::{Effects, Input, Partition, Resumed, Walk};
+use crate::record::Replay;
+
+/// Bytes of a checkpoint written in one tick.
+const WALK_BYTES: usize = 64 * 1024;
+/// A checkpoint waits while so much waits for the disk.
+const BACKLOG_BYTES: usize = 1024 * 1024;
+/// Publishers wait while so much waits for the disk.
+const BACKLOG_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// What the log knew of the partitions of one lane.
+pub type Recovered = BTreeMap<u16, (Replay, Resumed)>;
+
+/// A checkpoint under way.
+#[derive(Debug, Default)]
+pub(super) struct Walking {
+    emptied: Arc<Emptied>,
+    partition: u16,
+    walk: Walk,
+    walked: Walked,
+}
+
+impl Lane {
+    /// The partitions of this lane, as their logs left them.
+    pub(super) fn partitions_of(
+        number: u16,
+        shared: &crate::port::Shared,
+        config: &crate::port::Config,
+        mut recovered: Recovered,
+    ) -> Vec<Option<Box<Partition>>> {
+        let rules = config.rules(shared);
+        let make = |p: u16| {
+            let rules = rules.clone();
+            match recovered.remove(&p) {
+                Some((replay, resumed)) => Partition::recovered(p, rules, replay, resumed),
+                None => Partition::new(p, rules, shared.incarnation),
+            }
+        };
+        let mine = |p: &u16| shared.ring.lane(*p) == number;
+        let mut make = make;
+        (0..shared.ring.partitions()).map(|p| mine(&p).then(|| Box::new(make(p)))).collect()
+    }
+
+    /// Listeners open when every lane knows what every session wants.
+    pub fn wait_with(&mut self, listeners: Vec<(u16, Listener)>) {
+        self.waiting_listeners = listeners;
+    }
+
+    /// Every session that the log knew goes on.
+    pub fn resume_sessions(&mut self, resumed: Resumed) {
+        self.resume_own(resumed);
+        self.finish_phase(0);
+    }
+
+    /// The sessions of this lane go on: after a start, or after a panic of this lane alone.
+    pub(super) fn resume_own(&mut self, resumed: Resumed) {
+        for number in 0..self.shared.ring.partitions() {
+            let mut effects = Effects::new();
+            if let Some(partition) = self.partition(number) {
+                partition.resume_all(resumed, &mut effects);
+            }
+            self.carry_out(&mut effects, None);
+            self.work();
+        }
+    }
+
+    /// Phase 0: sessions have told what they want. Phase 1: groups are settled. After it everybody knows everything.
+    fn finish_phase(&mut self, phase: u8) {
+        self.write_log();
+        self.send_mail();
+        for lane in 0..self.shared.ring.lanes() {
+            if lane != self.number {
+                self.send(lane, LaneMessage::Phase(phase));
+            }
+        }
+        self.send_mail();
+        self.on_phase(phase);
+    }
+
+    pub(super) fn on_phase(&mut self, phase: u8) {
+        let Some(n) = self.phases.get_mut(usize::from(phase)) else { return };
+        *n += 1;
+        if *n < self.shared.ring.lanes() {
+            return;
+        }
+        if phase == 0 {
+            for number in 0..self.shared.ring.partitions() {
+                self.step(number, Input::GroupsSettled, None);
+            }
+            self.work();
+            return self.finish_phase(1);
+        }
+        self.shared.lane_ready();
+        for (index, listener) in std::mem::take(&mut self.waiting_listeners) {
+            self.add_listener(index, listener);
+        }
+    }
+
+    /// Hands over what the partitions wrote in this tick.
+    pub(super) fn write_log(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        let Some(log) = &shared.log else { return };
+        self.walk_some(log.waiting());
+        let batches: Vec<_> = self.partitions.iter_mut().flatten().filter_map(|p| p.take_batch()).collect();
+        let walked = self.walked.take();
+        if batches.is_empty() && walked.is_none() {
+            return;
+        }
+        log.append(Piece { lane: self.number, now_ms: self.now_ms, epoch: shared.incarnation, batches, walked });
+    }
+
+    pub(super) fn on_log(&mut self, event: LogEvent) {
+        match event {
+            LogEvent::Safe(located) => {
+                for l in located {
+                    let input = Input::Safe { number: l.number, up_to: l.up_to, address: l.address };
+                    self.step(l.partition, input, None);
+                }
+            }
+            LogEvent::Fetched { session, bodies } => {
+                self.step(session.partition, Input::Fetched { session, bodies }, None);
+            }
+            LogEvent::Walk(emptied) => self.walking = Some(Box::new(Walking { emptied, ..Walking::default() })),
+        }
+    }
+
+    /// True while a checkpoint wants the next tick soon.
+    pub(super) fn walks_on(&self) -> bool {
+        self.walking.is_some() && self.shared.log.as_ref().is_some_and(|l| l.waiting() < BACKLOG_BYTES)
+    }
+
+    fn walk_some(&mut self, backlog: usize) {
+        if backlog > BACKLOG_BYTES {
+            return;
+        }
+        let Some(mut walking) = self.walking.take() else { return };
+        let Walking { emptied, partition, walk, walked } = &mut *walking;
+        while *partition < self.shared.ring.partitions() {
+            let complete = self.partition(*partition).is_none_or(|p| p.walk(walk, emptied, walked, WALK_BYTES));
+            if !complete {
+                self.walking = Some(walking);
+                return;
+            }
+            *partition += 1;
+            *walk = Walk::default();
+        }
+        self.walked = Some(std::mem::take(walked));
+    }
+
+    /// The disk cannot keep up: publishers are not read for a moment.
+    pub(super) fn log_is_behind(&self) -> bool {
+        self.shared.log.as_ref().is_some_and(|l| l.waiting() > BACKLOG_BYTES_MAX)
+    }
+}
