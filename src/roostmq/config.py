@@ -262,7 +262,7 @@ class Config:
             "data": self._data(),
             "ack_filters": [{"filter": f, "ack": ack} for f, ack in filters.items()],
         }
-        return without_usual(settings)
+        return settings
 
     def _data(self) -> dict[str, Any] | None:
         d = self.durability
@@ -296,17 +296,6 @@ class Config:
                 f"`password_file = ...` into [access.{listener.access}], or `allow_anonymous = true` if that is meant",
                 option=f"listeners.{name}.host",
             )
-
-
-def without_usual(settings: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what has its usual value and is not known to every engine."""
-    usual: dict[str, Any] = {"data": None, "ack_filters": [], "ack": "durable", "ack_lower": False}
-    usual |= {f"queue_{whose}_{what}_max": 0 for whose in ("user", "total") for what in ("messages", "bytes")}
-    for table in (settings, settings["limits"], *settings["listeners"]):
-        for name, value in usual.items():
-            if name in table and table[name] == value:
-                del table[name]
-    return settings
 
 
 @functools.cache
