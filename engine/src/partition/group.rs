@@ -61,7 +61,8 @@ impl Partition {
             group.unfinished().map(|(index, m, with)| (index, m.clone(), with)).collect();
         self.commit(true, Record::GroupOpened { uid, name: &name, base, last_n });
         for (index, message, with) in messages {
-            self.commit(true, Record::GroupEnqueued { uid, index, message: &message });
+            let origin = Origin::default();
+            self.commit(true, Record::GroupEnqueued { uid, index, message: &message, origin });
             if let Some((n, session)) = with {
                 let (partition, member) = (session.partition, session.uid);
                 self.commit(true, Record::GroupGiven { uid, index, n, partition, member });
@@ -176,7 +177,8 @@ impl Partition {
             return false;
         }
         let (logged, index) = (group.logged, group.next_index());
-        self.commit(logged, Record::GroupEnqueued { uid, index, message: &message.store() });
+        let origin = message.view.head.origin;
+        self.commit(logged, Record::GroupEnqueued { uid, index, message: &message.store(), origin });
         self.group_pump(uid, out);
         logged
     }

@@ -97,7 +97,8 @@ fn takeover_waits_for_the_old_connection() {
 /// Nothing that depends on a record is said before the record is safe: answer, QoS 2 delivery, PUBREL, PUBCOMP, CONNACK.
 #[test]
 fn effects_wait_until_records_are_safe() {
-    let mut p = Partition::new(3, Rules::default(), 1);
+    let cache = Arc::new(BodyCache::new(1024 * 1024));
+    let mut p = Partition::new(3, Rules { cache, ..Rules::default() }, 1);
     assert!(step(&mut p, attach(ME, false, 60, 10)).is_empty());
     let (session, _) = attached(&sync(&mut p));
     assert!(publish(&mut p, session, QoS::ExactlyOnce, 1, Default::default()).is_empty());

@@ -201,7 +201,8 @@ impl State {
 
     fn change_group(&mut self, record: &Record<'_>) {
         match *record {
-            Record::GroupEnqueued { uid, index, message } => {
+            Record::GroupEnqueued { uid, index, message, origin } => {
+                self.take_origin(origin);
                 if let Some(group) = self.groups.get_mut(&uid) {
                     group.put(index, message.clone());
                 }

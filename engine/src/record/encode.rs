@@ -113,9 +113,9 @@ fn group(record: &Record<'_>, w: &mut Writer<'_>) {
             w.u8(kind::GROUP_CLOSED);
             w.uid(*uid);
         }
-        Record::GroupEnqueued { uid, index, message } => {
+        Record::GroupEnqueued { uid, index, message, origin } => {
             indexed(w, kind::GROUP_ENQUEUED, *uid, *index);
-            w.message(&message.view(), Origin::default());
+            w.message(&message.view(), *origin);
         }
         Record::GroupGiven { uid, index, n, member, .. } => {
             indexed(w, kind::GROUP_GIVEN, *uid, *index);

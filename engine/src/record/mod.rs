@@ -137,6 +137,7 @@ pub enum Record<'a> {
         uid: u64,
         index: u64,
         message: &'a Stored,
+        origin: Origin,
     },
     /// Given to a member as the group's dispatch number n.
     GroupGiven {

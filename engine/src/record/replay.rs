@@ -156,8 +156,9 @@ impl Replay {
         let index = r.v()?;
         Ok(match kind {
             kind::GROUP_ENQUEUED => {
-                let message = Stored::new(&r.message()?.message);
-                self.apply(Record::GroupEnqueued { uid, index, message: &message })
+                let m = r.message()?;
+                let message = Stored::new(&m.message);
+                self.apply(Record::GroupEnqueued { uid, index, message: &message, origin: m.origin })
             }
             kind::GROUP_GIVEN => {
                 let (n, member) = (r.v()?, r.foreign()?);
