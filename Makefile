@@ -51,7 +51,7 @@ coverage: build
 	$(PY) -m pytest -n $(JOBS) --dist loadgroup --cov=roostmq --cov-report=term tests
 
 hostile: build
-	$(PY) -m pytest -q tests/soak --hostile-seconds 600
+	$(PY) -m pytest -q -n 2 -k hostile --timeout 900 tests/soak --hostile-seconds 600
 
 wheel:
 	.venv/bin/maturin build --release --out dist

@@ -143,3 +143,4 @@ def test_hostile_bytes_beside_well_behaved_clients(make_broker, request):
     assert resident_kib(broker.process.pid) < 2 * first + 20_000
     socket.create_connection(broker.address(), 5).close()
     a.ping()
+    assert not [line for line in broker.log if "lane has failed" in line], "a contained panic is a panic"
