@@ -145,6 +145,8 @@ pub enum Drop {
     NotAuthorized,
     /// All queues together hold their bound.
     TotalFull,
+    /// The queues of one user's sessions hold their bound.
+    UserFull,
     /// The disk takes nothing at the moment (PUBACK 0x97).
     Disk,
     /// The message was damaged on disk.
@@ -153,7 +155,7 @@ pub enum Drop {
 
 impl Drop {
     /// All reasons, in the order of their counters.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::QueueFull,
         Self::QueueBytes,
         Self::SlowReader,
@@ -165,6 +167,7 @@ impl Drop {
         Self::GroupFull,
         Self::NotAuthorized,
         Self::TotalFull,
+        Self::UserFull,
         Self::Disk,
         Self::Damaged,
     ];
@@ -184,6 +187,7 @@ impl Drop {
             Self::GroupFull => "group_full",
             Self::NotAuthorized => "not_authorized",
             Self::TotalFull => "total_full",
+            Self::UserFull => "user_full",
             Self::Disk => "disk",
             Self::Damaged => "damaged",
         }

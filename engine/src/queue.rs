@@ -264,7 +264,8 @@ impl Queue {
         let was_waiting = matches!(old, Stage::Waiting | Stage::Again);
         let is_waiting = matches!(stage, Stage::Waiting | Stage::Again);
         self.waiting = self.waiting + usize::from(is_waiting) - usize::from(was_waiting);
-        self.releases = self.releases + usize::from(stage == Stage::ReleaseAgain) - usize::from(old == Stage::ReleaseAgain);
+        self.releases =
+            self.releases + usize::from(stage == Stage::ReleaseAgain) - usize::from(old == Stage::ReleaseAgain);
         while self.entries.front().is_some_and(|e| e.stage == Stage::Done) {
             self.entries.pop_front();
             self.base += 1;

@@ -3,6 +3,8 @@
 //! Durable fields change only in `record`; those of the present channel are marked below and vanish with it.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use foldhash::fast::RandomState;
 use hashbrown::{HashMap, HashSet};
@@ -51,6 +53,27 @@ pub struct Will {
     pub outlives: bool,
 }
 
+/// How many messages several places hold together, and their bytes.
+#[derive(Debug, Default)]
+pub struct Total {
+    count: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+impl Total {
+    /// Messages and bytes.
+    #[must_use]
+    pub fn totals(&self) -> (usize, usize) {
+        (self.count.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
+    }
+
+    /// So many more, or fewer.
+    pub fn shift(&self, count: i64, bytes: i64) {
+        self.count.fetch_add(count as usize, Ordering::Relaxed); // negative ones wrap around, as they should
+        self.bytes.fetch_add(bytes as usize, Ordering::Relaxed);
+    }
+}
+
 /// A connection that asks for its session.
 #[derive(Debug)]
 pub struct Attach {
@@ -68,6 +91,8 @@ pub struct Attach {
     pub will: Option<Box<Will>>,
     /// What the client may do.
     pub rules: Rules,
+    /// Username, if its queues are bounded together.
+    pub username: Option<Arc<str>>,
 }
 
 /// The session's end of the channel; it exists while a connection is attached.
@@ -123,6 +148,8 @@ pub struct Session {
     pub held: Option<Box<Held>>,
     /// What the client may do; that of the last connection while it is away.
     pub rules: Rules,
+    /// Volatile: what waits for all sessions of the user, if that is bounded.
+    pub user: Option<Arc<Total>>,
     /// Volatile: the channel.
     pub channel: Option<Channel>,
     /// Volatile: who waits until the present connection has ended.

@@ -161,7 +161,7 @@ impl Stats {
 /// One message that somebody did not get.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LedgerEntry {
-    /// Engine time, milliseconds.
+    /// Wall clock, milliseconds since 1970.
     pub at_ms: u64,
     /// Who did not get it.
     pub client_id: Box<str>,
@@ -171,6 +171,29 @@ pub struct LedgerEntry {
     pub qos: u8,
     /// Why.
     pub reason: DropReason,
+}
+
+impl LedgerEntry {
+    /// As events and `ledger.json` have it.
+    #[must_use]
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::json!({"at_ms": self.at_ms, "client_id": self.client_id, "topic": self.topic, "qos": self.qos,
+                           "reason": self.reason.name()})
+    }
+
+    /// From JSON; `None` if it is not one.
+    #[must_use]
+    pub fn from_json(value: &serde_json::Value) -> Option<Self> {
+        let text = |name| value.get(name)?.as_str();
+        let reason = text("reason")?;
+        Some(Self {
+            at_ms: value.get("at_ms")?.as_u64()?,
+            client_id: text("client_id")?.into(),
+            topic: text("topic")?.into(),
+            qos: u8::try_from(value.get("qos")?.as_u64()?).ok()?,
+            reason: DropReason::ALL.into_iter().find(|r| r.name() == reason)?,
+        })
+    }
 }
 
 /// The latest dropped messages; the oldest entry makes room.

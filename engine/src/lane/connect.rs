@@ -216,6 +216,9 @@ impl Lane {
         let Some(c) = self.connections.get_mut(key) else { return };
         let bytes = std::mem::take(&mut c.rare.get_or_insert_default().connect);
         let (client_id, rules) = (c.client_id.clone(), c.rules.clone());
+        let limits = &self.config.limits;
+        let bounded = limits.queue_user_messages_max > 0 || limits.queue_user_bytes_max > 0;
+        let username = c.username.clone().filter(|_| bounded);
         let mount_point = c.rare.as_ref().map_or("", |r| &*r.mount_point);
         let Some(connect) = read_connect(&bytes, c.version) else {
             return self.lost(key, "CONNECT unreadable");
@@ -228,6 +231,7 @@ impl Lane {
             receive_maximum: connect.properties.receive_maximum.unwrap_or(u16::MAX),
             will: connect.will.as_ref().map(|w| owned_will(w, &connect, mount_point)),
             rules,
+            username,
         };
         let partition = self.shared.ring.partition(&client_id);
         c.rare.get_or_insert_default().connect = bytes;

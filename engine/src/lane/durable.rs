@@ -18,6 +18,9 @@ const BACKLOG_BYTES: usize = 1024 * 1024;
 /// Publishers wait while so much waits for the disk.
 const BACKLOG_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// How often the ledger is saved, at most.
+const LEDGER_MS: u64 = 1_000;
+
 /// What the log knew of the partitions of one lane.
 pub type Recovered = BTreeMap<u16, (Replay, Resumed)>;
 
@@ -111,12 +114,24 @@ impl Lane {
         let shared = Arc::clone(&self.shared);
         let Some(log) = &shared.log else { return };
         self.walk_some(log.waiting());
+        if self.now_ms >= self.ledger_saved.1 + LEDGER_MS {
+            self.save_ledger();
+        }
         let batches: Vec<_> = self.partitions.iter_mut().flatten().filter_map(|p| p.take_batch()).collect();
         let walked = self.walked.take();
         if batches.is_empty() && walked.is_none() {
             return;
         }
         log.append(Piece { lane: self.number, now_ms: self.now_ms, epoch: shared.incarnation, batches, walked });
+    }
+
+    /// The ledger outlives the process, but for what was dropped in its last moments.
+    pub(super) fn save_ledger(&mut self) {
+        let total = self.ledger.total();
+        if self.shared.log.is_some() && total != self.ledger_saved.0 {
+            self.ledger_saved = (total, self.now_ms);
+            self.shared.ledgers.set(self.number, self.ledger.of(None).cloned().collect());
+        }
     }
 
     pub(super) fn on_log(&mut self, event: LogEvent) {
@@ -130,7 +145,10 @@ impl Lane {
             LogEvent::Fetched { session, bodies } => {
                 self.step(session.partition, Input::Fetched { session, bodies }, None);
             }
-            LogEvent::Walk(emptied) => self.walking = Some(Box::new(Walking { emptied, ..Walking::default() })),
+            LogEvent::Walk(number, emptied) => {
+                let walked = Walked { number, ..Walked::default() };
+                self.walking = Some(Box::new(Walking { emptied, walked, ..Walking::default() }));
+            }
         }
     }
 

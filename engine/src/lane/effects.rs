@@ -205,7 +205,7 @@ impl Lane {
             self.stats.add(Counter::messages_expired, 1);
         }
         let (client_id, topic) = (client_id.into(), topic.into());
-        self.ledger.note(LedgerEntry { at_ms: self.now_ms, client_id, topic, qos: qos as u8, reason });
+        self.ledger.note(LedgerEntry { at_ms: self.shared.clock.unix_ms(), client_id, topic, qos: qos as u8, reason });
     }
 
     fn forget_everywhere(&mut self, uid: u64) {
@@ -263,7 +263,6 @@ impl Lane {
     /// A lane whose neighbour cannot keep up does not read; nobody's keep alive suffers from that.
     pub(super) fn held_up(&self) -> bool {
         let max = self.config.limits.lane_queue_max;
-        self.log_is_behind()
-            || self.shared.mailboxes.len() > 1 && self.shared.mailboxes.iter().any(|m| m.len() > max)
+        self.log_is_behind() || self.shared.mailboxes.len() > 1 && self.shared.mailboxes.iter().any(|m| m.len() > max)
     }
 }

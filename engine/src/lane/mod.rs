@@ -10,6 +10,7 @@ mod connect;
 mod durable;
 mod effects;
 mod exchange;
+mod explain;
 mod ingest;
 mod orders;
 mod peers;
@@ -152,6 +153,8 @@ pub struct Lane {
     walking: Option<Box<durable::Walking>>,
     walked: Option<Walked>,
     waiting_listeners: Vec<(u16, Listener)>,
+    /// Drops that `ledger.json` knows, and when it was told.
+    ledger_saved: (u64, u64),
     /// Lanes that have finished each phase of the start.
     phases: [u16; 2],
     now_ms: u64,
@@ -166,7 +169,9 @@ impl Lane {
         let lanes = usize::from(shared.ring.lanes());
         let partitions = Self::partitions_of(number, &shared, &config, recovered);
         let stats = shared.stats.get(usize::from(number)).cloned().unwrap_or_default();
-        let ledger = Ledger::new(config.limits.ledger_entries_max);
+        let mut ledger = Ledger::new(config.limits.ledger_entries_max);
+        let mine = |client_id: &str| shared.ring.lane(shared.ring.partition(client_id)) == number;
+        shared.ledgers.earlier(mine).into_iter().for_each(|e| ledger.note(e));
         Self {
             number,
             stats,
@@ -208,6 +213,7 @@ impl Lane {
             walking: None,
             walked: None,
             waiting_listeners: Vec::new(),
+            ledger_saved: (0, 0),
             phases: [0; 2],
             now_ms: shared.clock.now_ms(),
             shared,

@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use serde_json::json;
-
 use super::{Flow, Lane};
 use crate::codec::{QoS, Reason};
 use crate::connection::Stage;
@@ -32,13 +30,10 @@ impl Lane {
             Order::ClearFaults => self.faults.clear(),
             Order::Apply { config } => self.apply_config(config),
             Order::Drops { id, client_id } => {
-                let entries = self.ledger.of(client_id.as_deref()).map(|e| {
-                    json!({"at_ms": e.at_ms, "client_id": e.client_id, "topic": e.topic, "qos": e.qos,
-                           "reason": e.reason.name()})
-                });
-                let entries = entries.collect();
+                let entries = self.ledger.of(client_id.as_deref()).map(crate::stats::LedgerEntry::json).collect();
                 self.shared.add_drops(id, self.ledger.total(), entries);
             }
+            Order::Why { id, client_id, topic } => self.explain(id, &client_id, topic.as_deref()),
             Order::Stop { grace_ms } => self.begin_stop(grace_ms),
             Order::End => self.ended = true,
             _ => {}
@@ -123,6 +118,7 @@ impl Lane {
     /// No new connections; the others are told why they end [MQTT 5.0, 3.14.2.1].
     fn begin_stop(&mut self, grace_ms: u64) {
         self.stopping_at_ms = Some(self.now_ms + grace_ms.max(1));
+        self.save_ledger();
         self.accepting = false;
         for (_, listener) in &mut self.listeners {
             let _ = listener.deregister(self.poll.registry());

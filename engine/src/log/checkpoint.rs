@@ -12,6 +12,7 @@ const SLACK_BYTES: u64 = 256 * 1024 * 1024;
 
 #[derive(Debug)]
 struct Walking {
+    number: u64,
     begin: u64,
     missing: usize,
     live: HashMap<u32, u64>,
@@ -32,6 +33,7 @@ pub struct Complete {
 #[derive(Debug)]
 pub struct Checkpoints {
     lanes: usize,
+    number: u64,
     bytes_min: u64,
     /// Bytes written since the last one began.
     since: u64,
@@ -48,7 +50,7 @@ impl Checkpoints {
     /// For so many lanes; `since` bytes lie behind the last checkpoint, which is at least `bytes_min` apart from the next.
     #[must_use]
     pub const fn new(lanes: usize, bytes_min: u64, since: u64) -> Self {
-        Self { lanes, bytes_min, since, last_size: 0, walking: None, sparse: Vec::new(), progress: true }
+        Self { lanes, number: 0, bytes_min, since, last_size: 0, walking: None, sparse: Vec::new(), progress: true }
     }
 
     /// So many bytes were written.
@@ -74,9 +76,16 @@ impl Checkpoints {
     pub fn begin(&mut self, begin: u64) -> Vec<u32> {
         let emptied: Vec<u32> = self.sparse.drain(..).take(EMPTIED_MAX).collect();
         self.since = 0;
-        let (missing, live) = (self.lanes, HashMap::new());
-        self.walking = Some(Walking { begin, missing, live, emptied: emptied.clone(), bytes: 0 });
+        self.number += 1;
+        let (missing, live, number) = (self.lanes, HashMap::new(), self.number);
+        self.walking = Some(Walking { number, begin, missing, live, emptied: emptied.clone(), bytes: 0 });
         emptied
+    }
+
+    /// Number of the one under way, or of the last one.
+    #[must_use]
+    pub const fn number(&self) -> u64 {
+        self.number
     }
 
     /// A segment could not be read: it is not emptied this time.
@@ -88,7 +97,7 @@ impl Checkpoints {
 
     /// A lane has finished its walk, and everything that it wrote is safe. The last one makes it complete.
     pub fn walked(&mut self, walked: &Walked, closed: &BTreeMap<u32, u64>) -> Option<Complete> {
-        let walking = self.walking.as_mut()?;
+        let walking = self.walking.as_mut().filter(|w| w.number == walked.number)?;
         for (segment, bytes) in &walked.live {
             *walking.live.entry(*segment).or_default() += bytes;
         }
@@ -136,9 +145,11 @@ mod tests {
         assert_eq!(c.begin(5 << 32 | 64), Vec::<u32>::new());
         assert!(!c.due(u64::MAX, 0), "one at a time");
         let closed = BTreeMap::from([(1, 100), (2, 100), (3, 100), (5, 100)]);
-        let one = Walked { live: HashMap::from([(2, 10), (3, 40)]) };
+        let one = Walked { number: 1, live: HashMap::from([(2, 10), (3, 40)]) };
+        let stale = Walked { number: 0, ..Walked::default() };
+        assert_eq!(c.walked(&stale, &closed), None, "of one that was given up");
         assert_eq!(c.walked(&one, &closed), None);
-        let two = Walked { live: HashMap::from([(3, 40)]) };
+        let two = Walked { number: 1, live: HashMap::from([(3, 40)]) };
         assert_eq!(c.walked(&two, &closed), Some(Complete { begin: 5 << 32 | 64, free: vec![1] }));
         c.wrote(1_000);
         assert_eq!(c.begin(6 << 32), vec![2]);

@@ -109,10 +109,30 @@ impl Directory {
     /// As the operating system says.
     pub fn set_identity(&self, identity: &Identity) -> io::Result<()> {
         let text = serde_json::to_vec_pretty(identity).map_err(io::Error::other)?;
-        self.replace("roost.json", &text)
+        self.folder().replace("roost.json", &text)
     }
 
-    /// Replaces a file as a whole.
+    /// The folder, to replace files in it.
+    #[must_use]
+    pub fn folder(&self) -> Folder {
+        Folder { path: self.path.clone() }
+    }
+
+    /// Reads a file of the directory, if it is there.
+    #[must_use]
+    pub fn read(&self, name: &str) -> Option<Vec<u8>> {
+        fs::read(self.path.join(name)).ok()
+    }
+}
+
+/// Where files are replaced as a whole.
+#[derive(Debug, Clone)]
+pub struct Folder {
+    path: PathBuf,
+}
+
+impl Folder {
+    /// Replaces a file as a whole: the old or the new one is there, whatever happens.
     ///
     /// # Errors
     /// As the operating system says.
@@ -123,12 +143,6 @@ impl Directory {
         file.sync_all()?;
         fs::rename(&temporary, self.path.join(name))?;
         fs::File::open(&self.path)?.sync_all()
-    }
-
-    /// Reads a file of the directory, if it is there.
-    #[must_use]
-    pub fn read(&self, name: &str) -> Option<Vec<u8>> {
-        fs::read(self.path.join(name)).ok()
     }
 }
 

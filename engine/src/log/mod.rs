@@ -16,10 +16,10 @@ mod writer;
 pub use checkpoint::Checkpoints;
 pub use directory::{Directory, Identity};
 pub use frame::{FIRST, GROUP_HEAD, Group, address, offset_of, segment_of};
-pub use reader::LogReader;
+pub use reader::{LogReader, topics_at};
 pub use scan::{Damage, LastGroup, Scan, Torn, Visit, last_group, scan};
 pub use storage::{Disk, File, Storage};
-pub use thread::{DiskLog, Options};
+pub use thread::{DiskLog, LogStats, Options};
 pub use writer::{Located, Writer};
 
 use std::collections::HashMap;
@@ -77,6 +77,8 @@ pub type Emptied = HashMap<u32, Vec<u8>>;
 /// What the walk of a checkpoint has found.
 #[derive(Debug, Default)]
 pub struct Walked {
+    /// Number of the checkpoint.
+    pub number: u64,
     /// Bytes of wanted bodies by segment; each counts once for every queue that has it.
     pub live: HashMap<u32, u64>,
 }
@@ -86,8 +88,8 @@ pub struct Walked {
 pub enum LogEvent {
     /// These batches are safe.
     Safe(Vec<Located>),
-    /// Write a checkpoint; bodies in these segments are to be written again.
-    Walk(std::sync::Arc<Emptied>),
+    /// Write the checkpoint with this number; bodies in these segments are to be written again.
+    Walk(u64, std::sync::Arc<Emptied>),
     /// Bodies, by index and address; `None` for a damaged one.
     Fetched {
         /// Whose queue they are in.

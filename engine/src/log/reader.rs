@@ -89,6 +89,14 @@ fn next(inbox: &(Mutex<Inbox>, Condvar)) -> Option<Vec<Request>> {
     Some(std::mem::take(&mut guard.requests))
 }
 
+/// Topics of the messages with these bodies, as far as they can be read.
+#[must_use]
+pub fn topics_at(storage: &dyn Storage, wanted: &[Wanted]) -> Vec<Box<str>> {
+    let mut files = HashMap::new();
+    let bodies = wanted.iter().filter_map(|w| read(storage, &mut files, w));
+    bodies.map(|body| body.view().topic.into()).collect()
+}
+
 fn read(storage: &dyn Storage, files: &mut HashMap<u32, Box<dyn File>>, w: &Wanted) -> Option<Stored> {
     let number = segment_of(w.at);
     if !files.contains_key(&number) {

@@ -173,7 +173,9 @@ fn gap(numbers: &[u32], i: usize, heads: &BTreeMap<u32, Option<SegmentHead>>, fo
     let head = heads.get(&number).and_then(Option::as_ref);
     let place = super::writer::file_name(number);
     let Some(head) = head else {
-        found.damaged.push(Damage { place, what: "the header of the segment is damaged; its groups are read".to_owned() });
+        found
+            .damaged
+            .push(Damage { place, what: "the header of the segment is damaged; its groups are read".to_owned() });
         return;
     };
     let before = i.checked_sub(1).and_then(|i| numbers.get(i));

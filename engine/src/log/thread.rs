@@ -68,6 +68,8 @@ struct Desk {
     bell: Condvar,
     /// Bytes that wait to be written.
     waiting: AtomicUsize,
+    /// Segments are being read: none is given back.
+    held: AtomicBool,
 }
 
 /// The log of this process.
@@ -148,6 +150,11 @@ impl DiskLog {
         Some(self.stats.checkpoint.load(Ordering::Relaxed)).filter(|at| *at != 0)
     }
 
+    /// While segments are read from outside none is given back.
+    pub fn hold(&self, held: bool) {
+        self.desk.held.store(held, Ordering::Relaxed);
+    }
+
     /// Writes what waits, says that the log ends here as it should, and ends the thread.
     pub fn close(&self) {
         if let Ok(mut inbox) = self.desk.inbox.lock() {
@@ -190,6 +197,7 @@ impl Work {
                 return;
             }
             self.sync_when_due(closing);
+            self.try_again();
             self.look_after_checkpoints();
             self.measure();
             if closing && self.desk.inbox.lock().is_ok_and(|i| i.pieces.is_empty()) {
@@ -284,6 +292,16 @@ impl Work {
         }
     }
 
+    /// A disk in trouble is tried even if nobody writes: then nobody is refused for ever.
+    fn try_again(&mut self) {
+        if self.options.failing.load(Ordering::Relaxed) {
+            let probe = Piece { now_ms: self.now_ms, ..Piece::default() };
+            if self.writer.write(&[probe], unix_ms(), true).is_ok() {
+                self.well_again();
+            }
+        }
+    }
+
     fn sync_when_due(&mut self, now: bool) {
         let Some(since) = self.unsynced else { return };
         if !now && since.elapsed() < Duration::from_millis(self.options.sync_every_ms) {
@@ -296,6 +314,10 @@ impl Work {
     }
 
     fn look_after_checkpoints(&mut self) {
+        let wanted = (self.options.tend)();
+        if self.desk.held.load(Ordering::Relaxed) {
+            return;
+        }
         if self.unsynced.is_some() && !self.walks.is_empty() {
             self.unsynced = None;
             if let Err(error) = self.writer.sync() {
@@ -307,15 +329,13 @@ impl Work {
             self.identity.checkpoint = Some(complete.begin);
             // nothing is freed before the directory names the new beginning
             let result = self.directory.set_identity(&self.identity);
-            let result = result.and_then(|()| self.writer.give_back(&complete.free));
-            if let Err(error) = result {
-                (self.options.report)(Some(format!("a checkpoint could not be completed: {error}")));
+            if result.and_then(|()| self.writer.give_back(&complete.free)).is_err() {
+                continue; // what is not freed now is freed by the next one
             }
             self.stats.checkpoints.fetch_add(1, Ordering::Relaxed);
         }
         let failing = self.options.failing.load(Ordering::Relaxed);
         let (_, total) = self.writer.size();
-        let wanted = (self.options.tend)();
         if failing || !self.checkpoints.due(total, wanted) {
             return;
         }
@@ -326,9 +346,9 @@ impl Work {
                 Err(_) => self.checkpoints.keep(number),
             }
         }
-        let emptied = Arc::new(emptied);
+        let (number, emptied) = (self.checkpoints.number(), Arc::new(emptied));
         for lane in 0..self.options.lanes {
-            (self.options.notify)(u16::try_from(lane).unwrap_or(0), LogEvent::Walk(Arc::clone(&emptied)));
+            (self.options.notify)(u16::try_from(lane).unwrap_or(0), LogEvent::Walk(number, Arc::clone(&emptied)));
         }
     }
 

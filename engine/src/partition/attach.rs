@@ -68,10 +68,19 @@ impl Partition {
         session.ends_at_ms = 0;
         session.will_at_ms = 0;
         session.rules = attach.rules;
+        if let (Some(name), None) = (&attach.username, &session.user) {
+            session.user = self.rules.users.account(name);
+            let (messages, bytes) = (session.queue.waiting() as i64, session.queue.bytes() as i64);
+            session.user.iter().for_each(|user| user.shift(messages, bytes));
+        }
         session.channel = Some(Channel { connection: attach.connection, window, congested: false, opening: true });
         let session = SessionRef { partition: self.number, slot, uid: session.uid };
         let attached = Effect::Attached { connection: attach.connection, session, present };
-        if expiry_s > 0 { self.when_safe(attached, out) } else { out.push(attached) }
+        if expiry_s > 0 {
+            self.when_safe(attached, out)
+        } else {
+            out.push(attached)
+        }
         self.tell_groups(slot, true, u32::from(window), out);
     }
 
@@ -142,7 +151,10 @@ impl Partition {
         match expiry_s {
             0 if will_at_ms != 0 => self.leave_will(slot, out),
             0 => self.end_session(slot, DropReason::SessionEnded, out),
-            _ => [ends_at_ms, will_at_ms].into_iter().filter(|at| *at != 0).for_each(|at| self.timers.set(at, (slot, uid))),
+            _ => [ends_at_ms, will_at_ms]
+                .into_iter()
+                .filter(|at| *at != 0)
+                .for_each(|at| self.timers.set(at, (slot, uid))),
         }
     }
 
@@ -228,6 +240,9 @@ impl Partition {
                 let topic = Box::default();
                 out.push(Effect::Dropped { client_id: Box::default(), topic, qos: *qos, reason });
             }
+        }
+        if let Some((user, queue)) = self.state.session(slot).and_then(|s| Some((s.user.as_ref()?, &s.queue))) {
+            user.shift(-(queue.waiting() as i64), -(queue.bytes() as i64));
         }
         self.commit(logged, Record::SessionEnded { slot });
     }

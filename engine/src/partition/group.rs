@@ -8,7 +8,7 @@ use super::{Dispatched, Effect, Effects, Partition, Subscriber, Target};
 use crate::channel::{Outcome, SessionRef};
 use crate::codec::QoS;
 use crate::limits::Drop as DropReason;
-use crate::message::{Inbound, Origin, Stored};
+use crate::message::{Inbound, Origin};
 use crate::queue::{GroupPlace, Stage};
 use crate::record::Record;
 use crate::shared::{Dispatch, Member};
@@ -57,8 +57,7 @@ impl Partition {
     pub(super) fn log_group(&mut self, uid: u64) {
         let Some(group) = self.state.group(uid).filter(|g| g.logged) else { return };
         let (name, base, last_n) = (group.name.clone(), group.base(), group.last_n());
-        let messages: Vec<(u64, Stored, Option<(u64, SessionRef)>)> =
-            group.unfinished().map(|(index, m, with)| (index, m.clone(), with)).collect();
+        let messages: Vec<_> = group.unfinished().map(|(index, m, with)| (index, m.clone(), with)).collect();
         self.commit(true, Record::GroupOpened { uid, name: &name, base, last_n });
         for (index, message, with) in messages {
             let origin = Origin::default();

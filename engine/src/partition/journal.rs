@@ -88,7 +88,7 @@ impl Journal {
 
     /// Bytes that wait to be taken.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         self.records.len()
     }
 
@@ -142,17 +142,24 @@ impl Partition {
         if let Record::Enqueued { message, to, .. } = &record {
             let len = u32::try_from(message.len()).unwrap_or(u32::MAX);
             for d in to.iter().filter(|d| d.durable) {
-                let uid = self.state.session(d.slot).map_or(0, |s| s.uid);
+                let Some(s) = self.state.session(d.slot) else { continue };
+                s.user.iter().for_each(|user| user.shift(1, len.into()));
+                let uid = s.uid;
                 self.journal.note(offset, len, d.slot, uid, d.index);
                 self.wanted.0 += 1;
                 self.wanted.1 += i64::from(len);
             }
         }
-        let finished = matches!(record, Record::Acknowledged { .. } | Record::Received { .. } | Record::GivenBack { .. });
+        let finished =
+            matches!(record, Record::Acknowledged { .. } | Record::Received { .. } | Record::GivenBack { .. });
         let made = self.state.apply(record);
         let gone = before - bytes(self).min(before);
-        self.wanted.1 -= i64::try_from(gone).unwrap_or(0);
-        self.wanted.0 -= i64::from(finished && gone > 0);
+        let (messages, bytes) = (i64::from(finished && gone > 0), i64::try_from(gone).unwrap_or(0));
+        self.wanted.0 -= messages;
+        self.wanted.1 -= bytes;
+        if let Some(user) = slot.and_then(|s| self.state.session(s)).and_then(|s| s.user.as_ref()) {
+            user.shift(-messages, -bytes);
+        }
         made
     }
 

@@ -12,21 +12,21 @@ mod journal;
 mod peer;
 mod publish;
 mod recover;
-mod walk;
 mod subscribe;
+mod walk;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::AtomicBool;
 
 pub use effect::{Body, Deliver, Dispatched, Effect, Effects, Granted, Subscriber};
 pub use journal::{BodyCache, Journal};
 pub use publish::{Match, Target};
-pub use subscribe::Ask;
 pub use recover::Resumed;
+pub use subscribe::Ask;
 pub use walk::Walk;
 
 use crate::channel::{ConnectionId, SessionRef, Token};
@@ -36,6 +36,7 @@ use crate::log::Position;
 use crate::message::{Inbound, Stored};
 use crate::queue::{GroupPlace, SubscriptionIds};
 use crate::record::State;
+pub use crate::session::Total;
 use crate::session::{Attach, Session};
 use crate::shared::Member;
 use crate::timers::Timers;
@@ -55,29 +56,24 @@ pub struct Rules {
     pub retained: Arc<Total>,
     /// Messages waiting for persistent sessions, all partitions together.
     pub queued: Arc<Total>,
+    /// The same by user.
+    pub users: Arc<Users>,
     /// Bodies in memory.
     pub cache: Arc<BodyCache>,
     /// The disk takes nothing now: messages for persistent sessions are refused.
     pub disk_failing: Arc<AtomicBool>,
 }
 
-/// How many messages all partitions hold together, and their bytes.
+/// What waits for the sessions of each user, all partitions together.
 #[derive(Debug, Default)]
-pub struct Total {
-    count: AtomicUsize,
-    bytes: AtomicUsize,
-}
+pub struct Users(std::sync::Mutex<HashMap<Arc<str>, Arc<Total>>>);
 
-impl Total {
-    /// Messages and bytes.
+impl Users {
+    /// The account of a user.
     #[must_use]
-    pub fn totals(&self) -> (usize, usize) {
-        (self.count.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
-    }
-
-    pub(crate) fn shift(&self, count: i64, bytes: i64) {
-        self.count.fetch_add(count as usize, Ordering::Relaxed); // negative ones wrap around, as they should
-        self.bytes.fetch_add(bytes as usize, Ordering::Relaxed);
+    pub fn account(&self, name: &Arc<str>) -> Option<Arc<Total>> {
+        let mut all = self.0.lock().ok()?;
+        Some(Arc::clone(all.entry(Arc::clone(name)).or_default()))
     }
 }
 

@@ -184,6 +184,8 @@ impl Partition {
             }
             let reason = if session.durable() && self.total_full(size) {
                 DropReason::TotalFull
+            } else if session.durable() && self.user_full(session, size) {
+                DropReason::UserFull
             } else if session.queue.waiting() >= limits.queue_messages_max {
                 DropReason::QueueFull
             } else if session.queue.bytes() + size > limits.queue_bytes_max && !session.queue.is_empty() {
@@ -208,6 +210,14 @@ impl Partition {
             };
             self.drop_queued(slot, index, reason, out);
         }
+    }
+
+    /// The bounds of all queues of one user together.
+    fn user_full(&self, session: &crate::session::Session, size: usize) -> bool {
+        let limits = &self.rules.limits;
+        let over = |now: usize, max: usize| max > 0 && now > max;
+        let (count, bytes) = session.user.as_ref().map_or((0, 0), |user| user.totals());
+        over(count + 1, limits.queue_user_messages_max) || over(bytes + size, limits.queue_user_bytes_max)
     }
 
     /// The bounds of all queues of persistent sessions together.

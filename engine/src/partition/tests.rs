@@ -24,6 +24,7 @@ fn attach(connection: ConnectionId, clean: bool, expiry_s: u32, window: u16) -> 
         receive_maximum: window,
         will: None,
         rules: crate::access::Rules::default(),
+        username: None,
     }))
 }
 

@@ -32,8 +32,8 @@ impl Partition {
             let groups: Vec<u64> = self.state.groups().map(|g| g.uid).collect();
             groups.into_iter().for_each(|uid| self.log_group(uid));
         }
-        let full = self.journal.len() + budget;
-        while self.journal.len() < full {
+        let full = self.journal.bytes() + budget;
+        while self.journal.bytes() < full {
             let more = self.walk_retained(walk)
                 || self.walk_origin(walk)
                 || self.walk_session(walk, emptied, walked)

@@ -66,6 +66,12 @@ impl Clock {
         self.ahead_ms.fetch_add(ms, Ordering::Relaxed);
     }
 
+    /// Milliseconds since 1970 of the wall clock, jumps included.
+    #[must_use]
+    pub fn unix_ms(&self) -> u64 {
+        unix_ms() + self.ahead_ms.load(Ordering::Relaxed).saturating_sub(self.first_ms)
+    }
+
     /// Seconds since 1970 of the wall clock, jumps included.
     #[must_use]
     pub fn unix_s(&self) -> u64 {

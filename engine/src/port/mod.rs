@@ -87,7 +87,9 @@ impl Engine {
         engine.start_lanes(&config, polls, listeners, recovered, resumed)?;
         while !engine.shared.all_ready() {
             if engine.lanes.iter().any(JoinHandle::is_finished) {
-                return Err("a lane failed while the data was recovered; `roost data verify DIR` may say why".to_owned());
+                return Err(
+                    "a lane failed while the data was recovered; `roost data verify DIR` may say why".to_owned()
+                );
             }
             std::thread::sleep(Duration::from_micros(200));
         }
@@ -155,6 +157,10 @@ impl Engine {
             },
             Order::Publish { .. } => self.post(0, order),
             Order::Disconnect { ref client_id, .. } => {
+                let lane = self.shared.ring.lane(self.shared.ring.partition(client_id));
+                self.post(lane, order);
+            }
+            Order::Why { ref client_id, .. } => {
                 let lane = self.shared.ring.lane(self.shared.ring.partition(client_id));
                 self.post(lane, order);
             }

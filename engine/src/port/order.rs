@@ -63,6 +63,16 @@ pub enum Order {
         #[serde(default)]
         client_id: Option<String>,
     },
+    Why {
+        id: u64,
+        client_id: String,
+        #[serde(default)]
+        topic: Option<String>,
+    },
+    Export {
+        id: u64,
+        file: String,
+    },
     Stop {
         #[serde(default)]
         grace_ms: u64,

@@ -17,6 +17,7 @@ use crate::partition::Resumed;
 use crate::record::{Replay, Replayed};
 use crate::ring::siphash;
 use crate::settings::DataSettings;
+use crate::stats::LedgerEntry;
 
 /// Bytes of a segment.
 pub const SEGMENT_BYTES: u32 = 32 * 1024 * 1024;
@@ -168,6 +169,10 @@ impl Opened {
 
     /// Tells what was found, in events.
     pub fn report(&self, shared: &Shared, took_ms: u64) {
+        shared.damaged.fetch_add(self.scan.damaged.len(), std::sync::atomic::Ordering::Relaxed);
+        let ledger: Vec<serde_json::Value> =
+            self.directory.read("ledger.json").and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or_default();
+        shared.ledgers.remember(ledger.iter().filter_map(LedgerEntry::from_json).collect());
         for Damage { place, what } in &self.scan.damaged {
             shared.events.damaged(place, what);
         }
@@ -201,6 +206,7 @@ impl Opened {
         let events = Arc::clone(&shared.events);
         let (queued, clock) = (Arc::clone(&shared.queued), Arc::clone(&shared.clock));
         let retained = Arc::clone(&shared.retained);
+        let (ledgers, folder) = (Arc::clone(&shared.ledgers), self.directory.folder());
         let options = Options {
             sync_every_ms: settings.sync_every_ms,
             lanes: usize::from(shared.ring.lanes()),
@@ -208,6 +214,9 @@ impl Opened {
             report: Arc::new(move |error| events.disk(error.as_deref())),
             tend: Arc::new(move || {
                 clock.catch_up();
+                if let Some(text) = ledgers.text() {
+                    let _ = folder.replace("ledger.json", &text); // tried again with the next drop
+                }
                 (queued.totals().1 + retained.totals().1) as u64
             }),
             failing: Arc::clone(&shared.disk_failing),

@@ -12,12 +12,12 @@ use crate::access::{Access, Throttle, Workers};
 use crate::codec::Publish;
 use crate::lane::{LaneMessage, Mailbox};
 use crate::limits::Limits;
+use crate::log::{DiskLog, Identity, LogReader, LogStats};
 use crate::net::{Layers, PeerAddress};
-use crate::log::{DiskLog, Identity, LogReader};
-use crate::partition::{BodyCache, Rules, Total};
+use crate::partition::{BodyCache, Rules, Total, Users};
 use crate::ring::Ring;
 use crate::settings::Settings;
-use crate::stats::Stats;
+use crate::stats::{LedgerEntry, Stats};
 
 /// Settings with everything that they name read in.
 #[derive(Debug)]
@@ -60,6 +60,7 @@ impl Config {
             deliver_after_safe: self.settings.data.as_ref().is_some_and(|d| d.deliver_after_safe),
             retained: Arc::clone(&shared.retained),
             queued: Arc::clone(&shared.queued),
+            users: Arc::clone(&shared.users),
             cache: Arc::clone(&shared.cache),
             disk_failing: Arc::clone(&shared.disk_failing),
         }
@@ -99,6 +100,47 @@ struct DropsReport {
     entries: Vec<Value>,
 }
 
+/// What lanes have dropped, on its way to and from `DIR/ledger.json`.
+#[derive(Debug, Default)]
+pub struct Ledgers {
+    entries: Mutex<HashMap<u16, Vec<LedgerEntry>>>,
+    changed: AtomicBool,
+}
+
+impl Ledgers {
+    /// What an earlier run has left, under a number that no lane has.
+    pub fn remember(&self, entries: Vec<LedgerEntry>) {
+        if let Ok(mut all) = self.entries.lock() {
+            all.insert(u16::MAX, entries);
+        }
+    }
+
+    /// What an earlier run has left of these clients.
+    pub fn earlier(&self, mine: impl Fn(&str) -> bool) -> Vec<LedgerEntry> {
+        let all = self.entries.lock();
+        let earlier = all.ok().and_then(|all| all.get(&u16::MAX).cloned()).unwrap_or_default();
+        earlier.into_iter().filter(|e| mine(&e.client_id)).collect()
+    }
+
+    /// A lane's ledger as it is now, earlier entries included.
+    pub fn set(&self, lane: u16, entries: Vec<LedgerEntry>) {
+        if let Ok(mut all) = self.entries.lock() {
+            all.insert(lane, entries);
+        }
+        self.changed.store(true, Ordering::Relaxed);
+    }
+
+    /// Everything as JSON, if it has changed since the last call.
+    pub fn text(&self) -> Option<Vec<u8>> {
+        if !self.changed.swap(false, Ordering::Relaxed) {
+            return None;
+        }
+        let all = self.entries.lock().ok()?;
+        let entries = all.iter().filter(|(lane, _)| **lane != u16::MAX).flat_map(|(_, entries)| entries);
+        serde_json::to_vec(&entries.map(LedgerEntry::json).collect::<Vec<_>>()).ok()
+    }
+}
+
 /// Shared by all lanes.
 #[derive(Debug)]
 pub struct Shared {
@@ -124,8 +166,14 @@ pub struct Shared {
     pub reader: Option<LogReader>,
     /// Messages waiting for persistent sessions.
     pub queued: Arc<Total>,
+    /// The same by user.
+    pub users: Arc<Users>,
     /// Bodies in memory.
     pub cache: Arc<BodyCache>,
+    /// Places on disk that were found damaged.
+    pub damaged: AtomicUsize,
+    /// The latest dropped messages of each lane, as `DIR/ledger.json` has or will have them.
+    pub ledgers: Arc<Ledgers>,
     /// The disk takes nothing now.
     pub disk_failing: Arc<AtomicBool>,
     /// Connections that were let in.
@@ -163,7 +211,10 @@ impl Shared {
             log: None,
             reader: None,
             queued: Arc::default(),
+            users: Arc::default(),
             cache: Arc::new(BodyCache::new(config.settings.data.as_ref().map_or(0, |d| d.cache_bytes_max))),
+            damaged: AtomicUsize::new(0),
+            ledgers: Arc::default(),
             disk_failing: Arc::default(),
             connections: AtomicUsize::new(0),
             turn: AtomicU32::new(0),
@@ -293,10 +344,26 @@ impl Shared {
         let (retained, bytes) = self.retained.totals();
         gauges.insert("retained".to_owned(), retained.into());
         gauges.insert("retained_bytes".to_owned(), bytes.into());
+        self.report_log(&mut counters, &mut gauges);
         gauges.insert("clients_maximum".to_owned(), self.most_connections.load(Ordering::Relaxed).into());
         self.events.push(json!({
             "event": "stats", "id": id, "uptime_ms": uptime_ms, "lanes": lanes, "counters": counters, "gauges": gauges,
         }));
+    }
+
+    /// Numbers of the log; all zero without one, but the disk is well.
+    fn report_log(&self, counters: &mut Map<String, Value>, gauges: &mut Map<String, Value>) {
+        let read = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
+        let none = LogStats::default();
+        let stats = self.log.as_ref().map_or(&none, |l| &l.stats);
+        counters.insert("log_bytes_written".to_owned(), read(&stats.bytes_written).into());
+        counters.insert("log_groups".to_owned(), read(&stats.groups).into());
+        counters.insert("log_records".to_owned(), read(&stats.records).into());
+        counters.insert("checkpoints".to_owned(), read(&stats.checkpoints).into());
+        counters.insert("damaged".to_owned(), self.damaged.load(Ordering::Relaxed).into());
+        gauges.insert("log_bytes".to_owned(), read(&stats.bytes).into());
+        gauges.insert("log_segments".to_owned(), read(&stats.segments).into());
+        gauges.insert("disk_ok".to_owned(), u64::from(!self.disk_failing.load(Ordering::Relaxed)).into());
     }
 
     pub(super) fn begin_drops(&self, order: &Order) {

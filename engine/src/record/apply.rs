@@ -276,6 +276,7 @@ impl Session {
             queue: Queue::default(),
             held: None,
             rules: crate::access::Rules::default(),
+            user: None,
             channel: None,
             next: None,
             replay: None,

@@ -40,13 +40,7 @@ impl Replay {
     /// An empty state.
     #[must_use]
     pub fn new(partition: u16) -> Self {
-        Self {
-            partition,
-            state: State::default(),
-            places: HashMap::default(),
-            sent: HashMap::default(),
-            last_uid: 0,
-        }
+        Self { partition, state: State::default(), places: HashMap::default(), sent: HashMap::default(), last_uid: 0 }
     }
 
     /// Up to which index messages had been sent to a session that was not attached at the end.
@@ -64,9 +58,8 @@ impl Replay {
         match r.u8()? {
             kind::ENQUEUED => self.enqueued(r, at),
             kind::ACKNOWLEDGED => self.of_session(r, |slot, r| Ok(Record::Acknowledged { slot, index: r.v()? })),
-            kind::GIVEN_BACK => self.of_session(r, |slot, r| {
-                Ok(Record::GivenBack { slot, index: r.v()?, group: r.foreign()?, n: r.v()? })
-            }),
+            kind::GIVEN_BACK => self
+                .of_session(r, |slot, r| Ok(Record::GivenBack { slot, index: r.v()?, group: r.foreign()?, n: r.v()? })),
             kind::RECEIVED => self.of_session(r, |slot, r| Ok(Record::Received { slot, index: r.v()? })),
             kind::HELD => self.of_session(r, |slot, r| Ok(Record::Held { slot, id: r.small()?, n: r.v()? })),
             kind::RELEASED => self.of_session(r, |slot, r| Ok(Record::Released { slot, id: r.small()? })),

@@ -159,10 +159,8 @@ impl Writer<'_> {
 
     /// A will.
     pub fn will(&mut self, w: &Will) {
-        let flags = w.qos as u8
-            | u8::from(w.retain) << 2
-            | u8::from(w.expiry_s.is_some()) << 3
-            | u8::from(w.outlives) << 4;
+        let flags =
+            w.qos as u8 | u8::from(w.retain) << 2 | u8::from(w.expiry_s.is_some()) << 3 | u8::from(w.outlives) << 4;
         self.u8(flags);
         if let Some(s) = w.expiry_s {
             self.v(s.into());
