@@ -6,7 +6,7 @@ JOBS ?= 4
 export CARGO_TERM_COLOR ?= never
 RUST_SOURCES := $(shell find engine binding -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock
 
-.PHONY: run test check build test-rust test-python hostile fuzz coverage wheel clean
+.PHONY: run test check build test-rust test-python hostile chaos bench-durable fuzz coverage wheel clean
 
 run: build
 	.venv/bin/roost run
@@ -52,6 +52,14 @@ coverage: build
 
 hostile: build
 	$(PY) -m pytest -q -n 2 -k hostile --timeout 900 tests/soak --hostile-seconds 600
+
+chaos: build
+	cd tests && ../$(PY) -m durability.crash --kills 100
+	ROOST_SEEDS=20000 cargo test --release -p roostmq-engine --test power_cut
+
+bench-durable: build
+	cargo build --release -p roostmq-engine --example durable_load
+	$(PY) bench/durable.py
 
 wheel:
 	.venv/bin/maturin build --release --out dist

@@ -20,7 +20,7 @@ from wire import CONNACK
 START_S = 30.0
 STOP_S = 20.0
 POLL_S = 0.01
-CONFIG = "[log]\nconnection_messages = false\n"
+CONFIG = "[log]\nconnection_messages = false\n[limits]\nqueue_messages_max = 10000000\n"
 
 
 class BrokerFailed(Exception):

@@ -22,6 +22,9 @@ pub struct Identity {
     pub incarnation: u32,
     /// Address of the first record of the last complete checkpoint.
     pub checkpoint: Option<u64>,
+    /// Number of the newest segment: if it is not there, it was lost.
+    #[serde(default)]
+    pub newest: u32,
 }
 
 /// A data directory that this process has locked.
@@ -150,6 +153,6 @@ impl Identity {
     /// Of a new directory.
     #[must_use]
     pub const fn new(partitions: u32, key: String) -> Self {
-        Self { format: VERSION, partitions, key, incarnation: 0, checkpoint: None }
+        Self { format: VERSION, partitions, key, incarnation: 0, checkpoint: None, newest: 0 }
     }
 }

@@ -20,7 +20,7 @@ pub use reader::{LogReader, topics_at};
 pub use scan::{Damage, LastGroup, Scan, Torn, Visit, last_group, scan};
 pub use storage::{Disk, File, Storage};
 pub use thread::{DiskLog, LogStats, Options};
-pub use writer::{Located, Writer};
+pub use writer::{Located, Writer, file_name as segment_name};
 
 use std::collections::HashMap;
 

@@ -232,6 +232,7 @@ impl Work {
         loop {
             match self.writer.write(&pieces, unix_ms(), sync) {
                 Ok(located) => {
+                    self.name_newest();
                     self.well_again();
                     self.desk.waiting.fetch_sub(bytes, Ordering::Relaxed);
                     self.count(&pieces);
@@ -251,6 +252,17 @@ impl Work {
                 return false; // nothing in the group was acknowledged
             }
             std::thread::sleep(RETRY);
+        }
+    }
+
+    /// The directory knows of every segment that holds something acknowledged. A failure is made good with the next group.
+    fn name_newest(&mut self) {
+        let newest = self.writer.newest();
+        if newest != self.identity.newest {
+            let identity = Identity { newest, ..self.identity.clone() };
+            if self.directory.set_identity(&identity).is_ok() {
+                self.identity = identity;
+            }
         }
     }
 

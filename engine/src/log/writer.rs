@@ -83,6 +83,17 @@ impl Writer {
         self.end
     }
 
+    /// Number of the newest segment.
+    #[must_use]
+    pub const fn newest(&self) -> u32 {
+        self.next - 1
+    }
+
+    /// Numbers up to this one were used, even if nothing with them is left.
+    pub fn begin_above(&mut self, number: u32) {
+        self.next = self.next.max(number + 1);
+    }
+
     /// Number of segments and bytes on disk, spare ones included.
     #[must_use]
     pub fn size(&self) -> (usize, u64) {

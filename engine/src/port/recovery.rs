@@ -11,7 +11,7 @@ use super::{Clock, Shared};
 use crate::lane::{LaneMessage, Mailbox, Recovered};
 use crate::log::{
     Checkpoints, Damage, Directory, Disk, DiskLog, Identity, LogReader, Notify, Options, Scan, Storage, Writer,
-    last_group, scan,
+    last_group, scan, segment_name, segment_of,
 };
 use crate::partition::Resumed;
 use crate::record::{Replay, Replayed};
@@ -57,7 +57,22 @@ pub fn replay(storage: &dyn Storage, identity: &Identity) -> Result<(Scan, Vec<(
             Err(error) => Err(error.0),
         }
     });
-    Ok((scan.map_err(|e| e.to_string())?, all))
+    let mut scan = scan.map_err(|e| e.to_string())?;
+    let mut missing: BTreeMap<u32, u64> = BTreeMap::new();
+    for (replay, _) in &all {
+        for e in replay.state.each().flat_map(|(_, s)| s.queue.iter()).map(|(_, e)| e).filter(|e| e.at != 0) {
+            let segment = segment_of(e.at);
+            if !scan.segments.contains_key(&segment) {
+                *missing.entry(segment).or_default() += 1;
+            }
+        }
+    }
+    let lost = missing.into_iter().map(|(segment, n)| Damage {
+        place: segment_name(segment),
+        what: format!("the segment is missing, and with it the bodies of {n} queued messages"),
+    });
+    scan.damaged.extend(lost);
+    Ok((scan, all))
 }
 
 /// What the log knows of the partitions of one lane, read again while the broker runs: after a panic of that lane.
@@ -92,6 +107,7 @@ fn settle(storage: &Arc<dyn Storage>, identity: &Identity) -> std::io::Result<Wr
     let end = last.as_ref().map_or(0, |l| l.at);
     let mut writer = Writer::new(Arc::clone(storage), check, SEGMENT_BYTES, end, segments);
     writer.adopt_spares()?;
+    writer.begin_above(identity.newest);
     if let Some(last) = last {
         writer.copy(&last)?;
     }
@@ -125,8 +141,16 @@ pub fn open(settings: &DataSettings, partitions: usize, key: Option<&str>) -> Re
     let written = directory.set_identity(&identity);
     written.map_err(|e| format!("{}: cannot write to the data directory: {e}", path.display()))?;
     let storage: Arc<dyn Storage> = Arc::new(Disk { path: directory.log() });
-    let writer = settle(&storage, &identity).map_err(|e| format!("{}: {e}", path.display()))?;
-    let (scan, partitions) = replay(&*storage, &identity).map_err(|e| format!("{}: {e}", path.display()))?;
+    let at_path = |e: String| format!("{}: {e}", path.display());
+    let newest = identity.newest;
+    let writer = settle(&storage, &identity).map_err(|e| at_path(e.to_string()))?;
+    let (mut scan, partitions) = replay(&*storage, &identity).map_err(at_path)?;
+    if newest > 0 && !scan.segments.contains_key(&newest) {
+        let what = "the newest segment is missing; what was written last is lost".to_owned();
+        scan.damaged.push(Damage { place: segment_name(newest), what });
+    }
+    identity.newest = writer.newest();
+    directory.set_identity(&identity).map_err(|e| at_path(format!("cannot write to the data directory: {e}")))?;
     let down_ms = match scan.unix_ms {
         0 => 0,
         ended => unix_ms().saturating_sub(ended).min(DOWN_MS_MAX),
