@@ -25,6 +25,9 @@ pub struct Identity {
     /// Number of the newest segment: if it is not there, it was lost.
     #[serde(default)]
     pub newest: u32,
+    /// CRC-32C of the rest.
+    #[serde(default)]
+    pub check: u32,
 }
 
 /// A data directory that this process has locked.
@@ -81,7 +84,15 @@ impl Directory {
     /// # Errors
     /// It cannot be read, or was written by a newer version.
     pub fn identity(&self) -> Result<Option<Identity>, String> {
-        let name = self.path.join("roost.json");
+        Self::identity_at(&self.path)
+    }
+
+    /// The same of a directory that is not locked.
+    ///
+    /// # Errors
+    /// As [`Self::identity`].
+    pub fn identity_at(path: &Path) -> Result<Option<Identity>, String> {
+        let name = path.join("roost.json");
         let text = match fs::read_to_string(&name) {
             Ok(text) => text,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -94,7 +105,7 @@ impl Directory {
         if let Some(format) = serde_json::from_str::<Format>(&text).ok().map(|f| f.format).filter(|f| *f > VERSION) {
             return Err(format!(
                 "{}: the data directory has version {format}, this program knows {VERSION}: use a newer roost",
-                self.path.display()
+                path.display()
             ));
         }
         serde_json::from_str(&text).map(Some).map_err(|e| {
@@ -111,7 +122,8 @@ impl Directory {
     /// # Errors
     /// As the operating system says.
     pub fn set_identity(&self, identity: &Identity) -> io::Result<()> {
-        let text = serde_json::to_vec_pretty(identity).map_err(io::Error::other)?;
+        let identity = Identity { check: identity.crc(), ..identity.clone() };
+        let text = serde_json::to_vec_pretty(&identity).map_err(io::Error::other)?;
         self.folder().replace("roost.json", &text)
     }
 
@@ -153,6 +165,11 @@ impl Identity {
     /// Of a new directory.
     #[must_use]
     pub const fn new(partitions: u32, key: String) -> Self {
-        Self { format: VERSION, partitions, key, incarnation: 0, checkpoint: None, newest: 0 }
+        Self { format: VERSION, partitions, key, incarnation: 0, checkpoint: None, newest: 0, check: 0 }
+    }
+
+    fn crc(&self) -> u32 {
+        let rest = Self { check: 0, ..self.clone() };
+        serde_json::to_vec(&rest).map_or(0, |bytes| crc32c::crc32c(&bytes))
     }
 }

@@ -129,7 +129,7 @@ pub fn scan(
         let limit = next.map(|(_, end)| if segment_of(end) == number { offset_of(end) } else { 0 });
         // a header that could not be read says nothing of the segment before
         let limit = if next.is_none() && i + 1 < numbers.len() { Some(u32::MAX) } else { limit };
-        gap(&numbers, i, &heads, &mut found);
+        gap(&numbers, i, &heads, from.is_none(), &mut found);
         let file = storage.open(&super::writer::file_name(number), false)?;
         let bytes = file.read_at(usize::try_from(file.len()?).unwrap_or(0), 0)?;
         found.bytes += bytes.len() as u64;
@@ -168,7 +168,7 @@ fn segments(
 }
 
 /// Segments that the log refers to and that are not there.
-fn gap(numbers: &[u32], i: usize, heads: &BTreeMap<u32, Option<SegmentHead>>, found: &mut Scan) {
+fn gap(numbers: &[u32], i: usize, heads: &BTreeMap<u32, Option<SegmentHead>>, whole: bool, found: &mut Scan) {
     let Some(&number) = numbers.get(i) else { return };
     let head = heads.get(&number).and_then(Option::as_ref);
     let place = super::writer::file_name(number);
@@ -180,7 +180,8 @@ fn gap(numbers: &[u32], i: usize, heads: &BTreeMap<u32, Option<SegmentHead>>, fo
     };
     let before = i.checked_sub(1).and_then(|i| numbers.get(i));
     let wanted = segment_of(head.prev_end);
-    if before.is_some_and(|b| *b < wanted) {
+    // without a checkpoint the log begins at its beginning
+    if before.map_or(whole && wanted > 0, |b| *b < wanted) {
         let place = super::writer::file_name(wanted);
         found.damaged.push(Damage { place, what: "the segment is missing; its records are lost".to_owned() });
     }
