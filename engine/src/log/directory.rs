@@ -105,16 +105,17 @@ impl Directory {
         if let Some(format) = serde_json::from_str::<Format>(&text).ok().map(|f| f.format).filter(|f| *f > VERSION) {
             return Err(format!(
                 "{}: the data directory has version {format}, this program knows {VERSION}: use a newer roost",
-                path.display()
+                name.display()
             ));
         }
-        serde_json::from_str(&text).map(Some).map_err(|e| {
+        let damaged = |what: &str| {
             format!(
-                "{}: damaged: {e}; write it anew with the key and the partitions of this broker, or remove it with the \
-                 whole directory",
+                "{}: damaged: {what}; bring it back from a backup, or begin with an empty directory (`roost data import`)",
                 name.display()
             )
-        })
+        };
+        let identity: Identity = serde_json::from_str(&text).map_err(|e| damaged(&e.to_string()))?;
+        if identity.check == identity.crc() { Ok(Some(identity)) } else { Err(damaged("its check is wrong")) }
     }
 
     /// Writes `roost.json` so that the old or the new one is there, whatever happens.

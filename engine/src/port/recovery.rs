@@ -114,6 +114,11 @@ fn settle(storage: &Arc<dyn Storage>, identity: &Identity) -> std::io::Result<Wr
     Ok(writer)
 }
 
+fn has_segments(directory: &Directory) -> bool {
+    let names = Disk { path: directory.log() }.list().unwrap_or_default();
+    names.iter().any(|name| name.ends_with(".seg"))
+}
+
 /// Opens the directory and reads its log.
 ///
 /// # Errors
@@ -124,12 +129,18 @@ pub fn open(settings: &DataSettings, partitions: usize, key: Option<&str>) -> Re
     let new = || Identity::new(u32::try_from(partitions).unwrap_or(64), super::random_name());
     let mut identity = match directory.identity()? {
         Some(identity) => identity,
+        None if has_segments(&directory) => {
+            return Err(format!(
+                "{}: there is a log and no roost.json: bring it back from a backup, or begin with an empty directory",
+                path.display()
+            ));
+        }
         None => Identity { key: key.map_or_else(super::random_name, str::to_owned), ..new() },
     };
     if identity.partitions as usize != partitions {
         return Err(format!(
             "{}: the data has {} partitions, the configuration says {partitions}: write partitions = {}",
-            path.display(),
+            path.join("roost.json").display(),
             identity.partitions,
             identity.partitions
         ));
