@@ -66,7 +66,7 @@ class Link(asyncio.Protocol):
         self.on_lost(self)
 
     def send(self, raw: bytes) -> None:
-        if self.open and self.transport is not None:
+        if self.open and self.transport is not None and not self.transport.is_closing():
             self.transport.write(raw)
 
     def drop(self) -> None:

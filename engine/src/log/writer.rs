@@ -219,7 +219,8 @@ impl Writer {
         let segment_bytes = self.segment_bytes;
         let Some(open) = &mut self.open else { return Err(io::Error::other("no segment")) };
         let wanted = open.end.saturating_add(len);
-        if wanted > open.filled {
+        // a large group pays for the growth of the file itself
+        if wanted > open.filled && len < FILL_BYTES / 16 {
             let upto = wanted.max(open.filled.saturating_add(FILL_BYTES).min(segment_bytes));
             let zeros = vec![0; (upto - open.filled) as usize];
             open.file.write_at(&zeros, open.filled.into())?;
@@ -269,11 +270,10 @@ impl Writer {
         for &number in numbers {
             let Some(&bytes) = self.closed.get(&number) else { continue };
             let name = file_name(number);
-            let whole = u64::from(self.segment_bytes) == bytes;
-            if whole && self.spares.len() < SPARES_MAX {
+            if self.spares.len() < SPARES_MAX {
                 let spare = format!("{number:016x}.spare");
                 self.storage.rename(&name, &spare)?;
-                self.spares.push((spare, self.segment_bytes));
+                self.spares.push((spare, u32::try_from(bytes).unwrap_or(FIRST)));
             } else {
                 self.storage.remove(&name)?;
             }
@@ -289,9 +289,9 @@ impl Writer {
     pub fn adopt_spares(&mut self) -> io::Result<()> {
         for name in self.storage.list()? {
             let spare = name.ends_with(".spare");
-            let whole = spare && self.storage.open(&name, false)?.len()? == u64::from(self.segment_bytes);
-            if whole && self.spares.len() < SPARES_MAX {
-                self.spares.push((name, self.segment_bytes));
+            if spare && self.spares.len() < SPARES_MAX {
+                let bytes = self.storage.open(&name, false)?.len()?;
+                self.spares.push((name, u32::try_from(bytes).unwrap_or(FIRST)));
             } else if spare || name.ends_with(".new") {
                 self.storage.remove(&name)?;
             }
