@@ -90,6 +90,30 @@ fn check_password(py: Python<'_>, password: &str, hash: &str) -> PyResult<bool> 
     known.map_err(|e| EngineError::new_err(e.to_string()))
 }
 
+/// What is in a data directory that no broker uses, as JSON.
+#[pyfunction]
+fn data_inspect(py: Python<'_>, dir: &str) -> PyResult<String> {
+    py.detach(|| roostmq_engine::port::inspect(dir)).map_err(EngineError::new_err)
+}
+
+/// Reads everything in a data directory; what is damaged, as JSON.
+#[pyfunction]
+fn data_verify(py: Python<'_>, dir: &str) -> PyResult<String> {
+    py.detach(|| roostmq_engine::port::verify(dir)).map_err(EngineError::new_err)
+}
+
+/// Writes a data directory that no broker uses to a new file; the numbers, as JSON.
+#[pyfunction]
+fn data_export(py: Python<'_>, dir: &str, file: &str) -> PyResult<String> {
+    py.detach(|| roostmq_engine::port::export(dir, file, true)).map_err(EngineError::new_err)
+}
+
+/// Fills an empty directory from such a file; the numbers, as JSON.
+#[pyfunction]
+fn data_import(py: Python<'_>, dir: &str, file: &str) -> PyResult<String> {
+    py.detach(|| roostmq_engine::port::import(dir, file)).map_err(EngineError::new_err)
+}
+
 /// The native module `roostmq._engine`.
 #[pymodule]
 fn _engine(m: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -98,5 +122,9 @@ fn _engine(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(version, m)?)?;
     m.add_function(wrap_pyfunction!(hash_password, m)?)?;
     m.add_function(wrap_pyfunction!(check_password, m)?)?;
+    m.add_function(wrap_pyfunction!(data_inspect, m)?)?;
+    m.add_function(wrap_pyfunction!(data_verify, m)?)?;
+    m.add_function(wrap_pyfunction!(data_export, m)?)?;
+    m.add_function(wrap_pyfunction!(data_import, m)?)?;
     Ok(())
 }

@@ -2,7 +2,17 @@
 
 from typing import final
 
-__all__ = ["Engine", "EngineError", "check_password", "hash_password", "version"]
+__all__ = [
+    "Engine",
+    "EngineError",
+    "check_password",
+    "data_export",
+    "data_import",
+    "data_inspect",
+    "data_verify",
+    "hash_password",
+    "version",
+]
 
 class EngineError(RuntimeError):
     """The engine refuses; the text says what, where, and what to do."""
@@ -34,3 +44,15 @@ def hash_password(password: str) -> str:
 
 def check_password(password: str, hash: str) -> bool:
     """Does the password belong to the hash?"""
+
+def data_inspect(dir: str) -> str:
+    """What is in a data directory that no broker uses, as JSON."""
+
+def data_verify(dir: str) -> str:
+    """Reads everything in a data directory; what is damaged, as JSON."""
+
+def data_export(dir: str, file: str) -> str:
+    """Writes a data directory that no broker uses to a new file; the numbers, as JSON."""
+
+def data_import(dir: str, file: str) -> str:
+    """Fills an empty directory from such a file; the numbers, as JSON."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,23 +102,23 @@ def hash_password(password: str) -> str:
 
 def data_inspect(folder: str) -> dict[str, Any]:
     """What is in a data directory that no broker uses: counts, segments, digests by partition, damage (door.md)."""
-    return _of_data("data_inspect", folder)
+    return _of_data(_engine.data_inspect, folder)
 
 
 def data_verify(folder: str) -> dict[str, Any]:
     """Read every record of a data directory: `ok`, how much was checked, what is damaged, what can be done."""
-    return _of_data("data_verify", folder)
+    return _of_data(_engine.data_verify, folder)
 
 
 def data_export(folder: str, file: str) -> dict[str, Any]:
     """Write a data directory to a file of docs/formats/export.md; the numbers of what is in it."""
-    return _of_data("data_export", folder, file)
+    return _of_data(_engine.data_export, folder, file)
 
 
 def data_import(folder: str, file: str) -> dict[str, Any]:
     """Fill an empty data directory from such a file; the numbers of what is in it."""
     make_private(folder)
-    return _of_data("data_import", folder, file)
+    return _of_data(_engine.data_import, folder, file)
 
 
 def make_private(folder: str) -> None:
@@ -130,10 +131,10 @@ def make_private(folder: str) -> None:
         raise EngineError(f"{folder}: the data directory cannot be made: {error.strerror}") from None
 
 
-def _of_data(name: str, *words: str) -> dict[str, Any]:
+def _of_data(call: Callable[..., str], *words: str) -> dict[str, Any]:
     """Raises EngineError: a directory in use, of a newer version or without a broker's data; a file that is wrong."""
     try:
-        answer: dict[str, Any] = json.loads(getattr(_engine, name)(*words))
+        answer: dict[str, Any] = json.loads(call(*words))
     except _engine.EngineError as error:
         raise EngineError(str(error)) from None
     return answer

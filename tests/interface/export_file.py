@@ -9,7 +9,7 @@ FIELDS = {
     "session": {"uid", "client_id", "expiry_s", "ends_left_ms", "next_index", "last_n", "will", "will_left_ms"},
     "subscription": {"uid", "filter", "qos", "no_local", "retain_as_published", "identifier"},
     "held": {"uid", "packet_identifier", "n"},
-    "group": {"uid", "name", "next_index"},
+    "group": {"uid", "name", "next_index", "last_n"},
     "message": {"uid", "index", "stage", "qos", "retain", "identifiers", "group", "given"} | BODY,
     "retained": BODY,
     "origin": {"partition", "uid", "floor", "taken"},
@@ -41,6 +41,9 @@ def check(text):
         assert last.get(line["uid"], -1) < line["index"] < owners[line["uid"]]["next_index"]
         last[line["uid"]] = line["index"]
         assert line["stage"] in ("waiting", "sent", "received")
+        assert line["group"] is None or line["group"].keys() == {"uid", "index", "n"}
+        assert line["given"] is None or line["given"].keys() == {"uid", "n"}
+        assert all(line[name] is None or line[name]["uid"] in owners for name in ("group", "given"))
     for line in found["message"] + found["retained"]:
         base64.b64decode(line["payload"], validate=True)
         base64.b64decode(line["properties"], validate=True)

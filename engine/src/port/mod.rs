@@ -4,12 +4,21 @@
 //! full. Texts are JSON, drawn in `docs/formats/door.md`.
 
 mod clock;
+mod data;
+mod data_build;
+mod data_check;
+mod data_export;
+mod data_format;
+mod data_import;
 mod event;
 mod order;
 mod recovery;
 mod shared;
 
 pub use clock::Clock;
+pub use data::{inspect, verify};
+pub use data_export::export;
+pub use data_import::import;
 pub use event::Events;
 pub use order::{Fault, Order};
 pub use shared::{Config, Shared};
@@ -164,6 +173,7 @@ impl Engine {
                 let lane = self.shared.ring.lane(self.shared.ring.partition(client_id));
                 self.post(lane, order);
             }
+            Order::Export { id, file } => self.export(id, file),
             Order::Drops { .. } => {
                 self.shared.begin_drops(&order);
                 self.broadcast(&order);
@@ -171,6 +181,31 @@ impl Engine {
             other => self.broadcast(&other),
         }
         Ok(())
+    }
+
+    /// Writes an export beside the running lanes: what the log holds at this moment. Answers by the event `exported`.
+    fn export(&self, id: u64, file: String) {
+        let shared = Arc::clone(&self.shared);
+        let run = move || {
+            let result = match (&shared.log, shared.data.as_ref().and_then(|(log, _)| log.parent())) {
+                (Some(log), Some(dir)) => {
+                    log.hold(true);
+                    std::thread::sleep(Duration::from_millis(100)); // a segment may be on its way out
+                    let result = data_export::export(&dir.to_string_lossy(), &file, false);
+                    log.hold(false);
+                    result
+                }
+                _ => Err("this broker keeps everything in memory: start it with --data DIR".to_owned()),
+            };
+            let mut event = serde_json::json!({"event": "exported", "id": id, "ok": result.is_ok(),
+                "error": result.as_ref().err(), "sessions": 0, "subscriptions": 0, "messages": 0, "retained": 0});
+            let counts = result.ok().and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok());
+            if let (Some(event), Some(serde_json::Value::Object(counts))) = (event.as_object_mut(), counts) {
+                event.extend(counts);
+            }
+            shared.events.push(event);
+        };
+        drop(std::thread::Builder::new().name("export".to_owned()).spawn(run));
     }
 
     fn broadcast(&self, order: &Order) {
