@@ -64,8 +64,8 @@ pub struct LastGroup {
     pub body: Vec<u8>,
 }
 
-/// Finds the last whole group of the last segment; `None` if that has none (then all groups before it are safe, as a
-/// segment is begun only behind a synced one).
+/// Finds the last whole group; `None` if there is none. A newest segment without one was begun and no more: then the last
+/// group stands where its header says that the log before it ends.
 ///
 /// # Errors
 /// A file cannot be read.
@@ -73,18 +73,32 @@ pub fn last_group(storage: &dyn Storage) -> io::Result<Option<LastGroup>> {
     let numbers = storage.list()?;
     let numbers = numbers.iter().filter_map(|n| u32::from_str_radix(n.strip_suffix(".seg")?, 16).ok());
     let Some(number) = numbers.max() else { return Ok(None) };
+    let newest = read_whole(storage, number)?;
+    if let Some(last) = last_of(&newest, FIRST, u32::MAX) {
+        return Ok(Some(last));
+    }
+    let Some(end) = SegmentHead::decode(&newest.bytes).map(|h| h.prev_end).filter(|e| *e != 0) else { return Ok(None) };
+    let Ok(before) = read_whole(storage, segment_of(end)) else { return Ok(None) };
+    Ok(last_of(&before, offset_of(end), offset_of(end)))
+}
+
+fn read_whole(storage: &dyn Storage, number: u32) -> io::Result<Segment> {
     let file = storage.open(&super::writer::file_name(number), false)?;
     let bytes = file.read_at(usize::try_from(file.len()?).unwrap_or(0), 0)?;
-    let s = Segment { number, bytes, limit: None };
-    let (mut at, mut last) = (FIRST, None);
-    loop {
+    Ok(Segment { number, bytes, limit: None })
+}
+
+/// The last whole group that begins in this part of a segment.
+fn last_of(s: &Segment, from: u32, upto: u32) -> Option<LastGroup> {
+    let (mut at, mut last) = (from, None);
+    while at <= upto {
         let rest = s.bytes.get(at as usize..).unwrap_or(&[]);
-        let group = Group::decode(rest, address(number, at));
+        let group = Group::decode(rest, address(s.number, at));
         let body = group.and_then(|g| rest.get(GROUP_HEAD..GROUP_HEAD.checked_add(g.len as usize)?));
         let (Some(head), Some(body)) = (group, body) else {
-            match next_group(&s, at, u32::MAX) {
+            match next_group(s, at, u32::MAX) {
                 Some(next) => at = next,
-                None => return Ok(last),
+                None => break,
             }
             continue;
         };
@@ -93,6 +107,7 @@ pub fn last_group(storage: &dyn Storage) -> io::Result<Option<LastGroup>> {
         }
         at = align(at + GROUP_HEAD as u32 + head.len);
     }
+    last
 }
 
 struct Segment {
@@ -112,6 +127,7 @@ pub fn scan(
     expected: Option<(u32, u64)>,
     visit: &mut Visit<'_>,
 ) -> io::Result<Scan> {
+    let from = from.filter(|from| *from != 0);
     let mut found = Scan::default();
     let heads = segments(storage, &mut found, expected)?;
     let first = from.map_or(0, segment_of);

@@ -348,7 +348,8 @@ impl Work {
         }
         let failing = self.options.failing.load(Ordering::Relaxed);
         let (_, total) = self.writer.size();
-        if failing || !self.checkpoints.due(total, wanted) {
+        // nothing was written yet: there is no address to begin at
+        if failing || self.writer.end() == 0 || !self.checkpoints.due(total, wanted) {
             return;
         }
         let mut emptied = super::Emptied::new();

@@ -275,7 +275,6 @@ impl Partition {
             out.push(Effect::Dropped { client_id, topic, qos: view.head.qos, reason: DropReason::Disk });
             return out.extend(token.map(|token| Effect::Answer { token, outcome }));
         }
-        let written = self.journal.last();
         if view.payload.is_empty() {
             if self.state.retained.get(view.topic).is_some() {
                 self.commit(!own, Record::RetainedCleared { topic: view.topic });
@@ -293,7 +292,8 @@ impl Partition {
         }
         if let Some(token) = token {
             let answer = Effect::Answer { token, outcome };
-            let at_once = self.journal.last() == written || view.head.memory && view.head.qos != QoS::ExactlyOnce;
+            // a clear that changes nothing waits too: the one before it may not be safe yet
+            let at_once = own || view.head.memory && view.head.qos != QoS::ExactlyOnce;
             if at_once { out.push(answer) } else { self.when_safe(answer, out) }
         }
     }

@@ -152,9 +152,11 @@ pub fn encode_session(s: &Session, out: &mut Vec<u8>) {
         w.bytes(s.client_id.as_bytes());
         w.v(s.expiry_s.into());
         let away = s.away || s.channel.is_none();
-        w.u8(u8::from(away) | u8::from(s.will.is_some()) << 1);
+        // a will that its client may not send must not come back when nobody knows its rights
+        let will = s.will.as_ref().filter(|w| s.rules.may(crate::access::Action::Publish, &w.topic));
+        w.u8(u8::from(away) | u8::from(will.is_some()) << 1);
         [s.ends_at_ms, s.will_at_ms, s.queue.base(), s.queue.sent_up_to()].into_iter().for_each(|n| w.v(n));
-        if let Some(will) = &s.will {
+        if let Some(will) = will {
             w.will(will);
         }
         let held = s.held.as_deref();
