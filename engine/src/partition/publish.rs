@@ -329,7 +329,7 @@ impl Partition {
         }
         let answered = self.session(session).and_then(|s| s.held.as_ref()).map_or(0, |h| h.answered());
         let origin = Origin { uid: session.uid, n, answered };
-        // one log for all: the record lies before everything that the fan-out will write, and PUBREC waits for it below
+        // one log for all: the record lies before everything that the fan-out will write, and PUBREC waits for that
         out.push(Effect::Held { token, origin });
     }
 

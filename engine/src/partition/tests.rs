@@ -336,3 +336,23 @@ fn a_session_that_is_over_is_not_resumed() {
         );
     }
 }
+
+/// Identifiers go round: after 65,535 messages the first ones are used again, with a log and without one.
+#[test]
+fn identifiers_are_used_again() {
+    for incarnation in [0, 1] {
+        let cache = Arc::new(BodyCache::new(1024 * 1024));
+        let mut p = Partition::new(3, Rules { cache, ..Rules::default() }, incarnation);
+        let mut effects = step(&mut p, attach(ME, false, 60, 10));
+        effects.extend(sync(&mut p));
+        let (session, _) = attached(&effects);
+        for body in 0..70_000 {
+            let mut effects = publish(&mut p, session, QoS::AtLeastOnce, body, Default::default());
+            effects.extend(sync(&mut p));
+            let id = effects.iter().find_map(|e| if let Effect::Deliver(d) = e { Some(d.id) } else { None });
+            let Some(id) = id else { panic!("message {body} is stuck, incarnation {incarnation}") };
+            let kind = AckKind::Puback;
+            step(&mut p, Input::Ack { session, connection: ME, kind, id, reason: Reason::SUCCESS });
+        }
+    }
+}
