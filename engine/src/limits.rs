@@ -6,11 +6,18 @@
 
 use serde::Deserialize;
 
+/// Largest packet that the protocol can say: header, four length bytes and what they count [MQTT 5.0, 1.5.5].
+pub const PACKET_BYTES_PROTOCOL: u32 = 268_435_460;
+
+/// Largest first packet: whoever has not said who it is may not fill memory. Twice what the five fields of a CONNECT
+/// can hold, so that room is left for properties.
+pub const CONNECT_BYTES_MAX: u32 = 640 * 1024;
+
 /// Bounds; sizes in bytes, counts plain, times in milliseconds or seconds as the name says.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Largest packet accepted (0x95, closes), announced as Maximum Packet Size.
+    /// Largest packet accepted (0x95, closes), announced as Maximum Packet Size where it is below the protocol's own.
     pub packet_bytes_max: u32,
     /// Largest payload (PUBACK 0x95, drop reason `too_large`; CONNACK for a will); 0 means no bound of its own.
     pub payload_bytes_max: usize,

@@ -228,7 +228,7 @@ def test_debian_stock_file(tmp_path):
     assert s["access"][0] == s["access"][0] | {"allow_anonymous": False, "password_file": "/p"}
     assert config.log.file == "/var/log/mosquitto/mosquitto.log"
     assert config.pid_file == "/run/mosquitto/mosquitto.pid"
-    assert s["data"]["dir"] == "/var/lib/mosquitto"
+    assert s["data"]["dir"] == "/var/lib/mosquitto/mosquitto.db.d"
     assert not warnings
 
 
@@ -331,14 +331,26 @@ def test_only_cosmetic_options_warn(tmp_path):
         ("", True, None),
         ("persistence false\npersistence_location /var/lib/mosquitto/\n", True, None),
         ("persistence_location /d\n", True, None),
-        ("persistence true\npersistence_location /d/e/\n", False, "/d/e"),
-        ("persistence true\n", False, None),
+        ("persistence true\npersistence_location /d/e/\n", False, "/d/e/mosquitto.db.d"),
+        ("persistence true\npersistence_location /d/e\npersistence_file a.db\n", False, "/d/e/a.db.d"),
+        ("persistence true\n", False, "mosquitto.db.d"),
         ("persistence true\npersistence false\n", True, None),
     ],
 )
 def test_persistence_as_in_mosquitto(tmp_path, text, memory, data_dir):
     durability = conf(tmp_path, text)[0].durability
     assert (durability.memory, durability.data_dir) == (memory, data_dir)
+
+
+def test_a_database_of_mosquitto_is_named_and_left_alone(tmp_path):
+    """Sessions that stay behind are said once, before the first start here."""
+    (tmp_path / "m.db").write_bytes(b"\0mosquitto db")
+    text = f"persistence true\npersistence_location {tmp_path}\npersistence_file m.db\n"
+    _, warnings = conf(tmp_path, text)
+    assert len(warnings) == 1
+    assert str(tmp_path / "m.db") in warnings[0]
+    (tmp_path / "m.db.d").mkdir()
+    assert not conf(tmp_path, text)[1]
 
 
 def test_convert_keeps_everything(tmp_path):

@@ -20,6 +20,14 @@ def test_first_packet_must_be_connect(broker):
     c.closed()
 
 
+@pytest.mark.parametrize("start", [b"\x30", b"\x10\xff\xff\x3f"], ids=["not a connect", "too large a connect"])
+def test_a_stranger_is_closed_at_its_first_bytes(broker, start):
+    """Nobody is buffered for who has not said who it is (docs/decisions/0003): no second byte is waited for."""
+    c = broker.client(connect=False)
+    c.send(start)
+    c.closed()
+
+
 @V
 def test_second_connect_is_refused(broker, version):
     """[MQTT-3.1.0-2]"""

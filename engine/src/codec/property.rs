@@ -265,6 +265,7 @@ impl<'a> Properties<'a> {
     pub fn write(&self, out: &mut Vec<u8>) {
         let mut w = Vec::new();
         put_u32(&mut w, SESSION_EXPIRY, self.session_expiry_s);
+        put_u16(&mut w, TOPIC_ALIAS_MAXIMUM, self.topic_alias_maximum);
         put_text(&mut w, ASSIGNED_ID, self.assigned_client_id);
         put_u16(&mut w, SERVER_KEEP_ALIVE, self.server_keep_alive_s);
         put_text(&mut w, AUTH_METHOD, self.auth_method);
@@ -275,7 +276,6 @@ impl<'a> Properties<'a> {
         put_text(&mut w, SERVER_REFERENCE, self.server_reference);
         put_text(&mut w, REASON_STRING, self.reason_string);
         put_u16(&mut w, RECEIVE_MAXIMUM, self.receive_maximum);
-        put_u16(&mut w, TOPIC_ALIAS_MAXIMUM, self.topic_alias_maximum);
         put_u8(&mut w, MAXIMUM_QOS, self.maximum_qos);
         put_u8(&mut w, RETAIN_AVAILABLE, self.retain_available.map(u8::from));
         put_u32(&mut w, MAXIMUM_PACKET, self.maximum_packet_size);

@@ -8,24 +8,27 @@ use crate::access::{Grant, Login, Refusal, Verdict};
 use crate::channel::{ConnectionId, SessionRef};
 use crate::codec::{self, AckKind, Connack, Connect, Frame, Malformed, Packet, Properties, Reason, Version};
 use crate::connection::{Connection, Rare, Stage};
+use crate::limits::PACKET_BYTES_PROTOCOL;
 use crate::partition::Input;
 use crate::session::{Attach, NEVER, Will};
 use crate::settings::{CertificateIdentity, ClientCertificates};
 use crate::stats::{Counter, Gauge};
 
 impl Lane {
-    /// The first packet of a connection. Anything but CONNECT closes without an answer [MQTT-3.1.0-1].
+    /// A first packet that is anything but CONNECT closes without an answer [MQTT-3.1.0-1]; its first byte says so.
+    pub(super) fn not_connect(&mut self, key: usize) {
+        self.stats.add(Counter::malformed, 1);
+        self.lost(key, "first packet is not CONNECT");
+    }
+
+    /// The CONNECT of a connection.
     pub(super) fn on_first_packet(&mut self, key: usize, bytes: &[u8], frame: Frame) {
-        if frame.first >> 4 != 1 {
-            self.stats.add(Counter::malformed, 1);
-            return self.lost(key, "first packet is not CONNECT");
-        }
         let version = announced_version(bytes, frame);
         let Some(c) = self.connections.get_mut(key) else { return };
         c.version = version;
         match codec::decode(bytes, frame, version) {
             Ok(Packet::Connect(connect)) => self.on_connect(key, &connect, bytes),
-            Ok(_) => self.lost(key, "first packet is not CONNECT"),
+            Ok(_) => self.not_connect(key),
             Err(Malformed { reason, what }) => {
                 self.stats.add(Counter::malformed, 1);
                 if version.is_v5() || reason == Reason::UNSUPPORTED_VERSION {
@@ -90,6 +93,9 @@ impl Lane {
             return Err(Reason::BAD_AUTH_METHOD);
         }
         if p.client_id.is_empty() {
+            if p.version.is_v5() && !config.settings.mqtt.allow_empty_client_id {
+                return Err(Reason::UNSPECIFIED); // as mosquitto answers
+            }
             let may = config.settings.mqtt.allow_empty_client_id && p.version >= Version::V311;
             if !may || (!p.version.is_v5() && !p.clean) {
                 return Err(Reason::CLIENT_ID_INVALID);
@@ -381,7 +387,8 @@ impl crate::port::Config {
         p.maximum_qos = (qos_max < 2).then_some(qos_max);
         p.retain_available = (!self.settings.mqtt.retain_available).then_some(false);
         p.receive_maximum = Some(self.limits.receive_maximum);
-        p.maximum_packet_size = Some(self.limits.packet_bytes_max);
+        let bound = self.limits.packet_bytes_max;
+        p.maximum_packet_size = (bound < PACKET_BYTES_PROTOCOL).then_some(bound); // absent: the protocol's own
         let aliases = self.topic_alias_max(listener);
         p.topic_alias_maximum = (aliases > 0).then_some(aliases);
         let asked = connect.properties.session_expiry_s.unwrap_or(0);

@@ -5,7 +5,7 @@ use crate::access::Action;
 use crate::channel::Token;
 use crate::codec::{self, Ack, AckKind, Malformed, Packet, Publish, QoS, Reason};
 use crate::connection::{Owed, Stage};
-use crate::limits::Drop as DropReason;
+use crate::limits::{CONNECT_BYTES_MAX, Drop as DropReason};
 use crate::message::{Head, Inbound, Message, Origin};
 use crate::net::Read;
 use crate::partition::Input;
@@ -108,7 +108,12 @@ impl Lane {
                 return used;
             }
             let rest = bytes.get(used..).unwrap_or(&[]);
-            let frame = match codec::frame(rest, max) {
+            let opening = stage == Stage::Opening;
+            if opening && rest.first().is_some_and(|first| first >> 4 != 1) {
+                self.not_connect(key);
+                return bytes.len();
+            }
+            let frame = match codec::frame(rest, if opening { max.min(CONNECT_BYTES_MAX) } else { max }) {
                 Ok(Some(frame)) if rest.len() >= frame.total => frame,
                 Ok(_) => return used,
                 Err(error) => {
@@ -118,7 +123,7 @@ impl Lane {
             };
             used += frame.total;
             self.stats.add(Counter::packets_received, 1);
-            if stage == Stage::Opening {
+            if opening {
                 // what follows goes with the connection to the lane of its session
                 self.keep(key, bytes.get(used..).unwrap_or(&[]));
                 self.on_first_packet(key, rest.get(..frame.total).unwrap_or(&[]), frame);

@@ -17,11 +17,12 @@ from roostmq.config import UNBOUNDED, Config, Reader, nearest
 from roostmq.errors import ConfigError, UnsupportedOption
 
 BIG = 1_000_000_000
+PACKET_BYTES_PROTOCOL = 268_435_460
 
 COSMETIC = frozenset(
     """
     allow_duplicate_messages bind_interface check_retain_source dhparamfile
-    enable_control_api http_dir log_facility log_timestamp log_timestamp_format memory_limit persistence_file
+    enable_control_api http_dir log_facility log_timestamp log_timestamp_format memory_limit
     retry_interval socket_domain store_clean_interval tls_engine tls_engine_kpass_sha1 tls_keyform
     websockets_headers_size websockets_log_level
     """.split()
@@ -111,12 +112,13 @@ class Draft:
     default_used: bool = False
     per_listener: bool = False
     top: dict[str, Any] = field(default_factory=dict)
-    limits: dict[str, Any] = field(default_factory=dict)
+    limits: dict[str, Any] = field(default_factory=lambda: {"packet_bytes_max": PACKET_BYTES_PROTOCOL})
     mqtt: dict[str, Any] = field(default_factory=dict)
     log: dict[str, Any] = field(default_factory=dict)
     sys: dict[str, Any] = field(default_factory=dict)
     durability: dict[str, Any] = field(default_factory=lambda: {"memory": True})
     autosave: bool = False
+    store: dict[str, str] = field(default_factory=lambda: {"location": "", "file": "mosquitto.db"})
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -234,7 +236,7 @@ def _prefixes(d: Draft, line: Line) -> None:
 
 
 def _max_packet(d: Draft, line: Line) -> None:
-    d.limits["packet_bytes_max"] = max(20, min(line.whole(0, 268_435_460) or 268_435_460, 268_435_460))
+    d.limits["packet_bytes_max"] = max(20, line.whole(0, PACKET_BYTES_PROTOCOL) or PACKET_BYTES_PROTOCOL)
 
 
 def _message_size(d: Draft, line: Line) -> None:
@@ -308,7 +310,8 @@ HANDLERS: dict[str, Callable[[Draft, Line], None]] = {
     "pid_file": _set("top", "pid_file", Line.text),
     "user": _set("top", "user", Line.text),
     "persistence": _set("durability", "memory", lambda line: not line.flag()),
-    "persistence_location": _set("durability", "data_dir", lambda line: line.text().rstrip("/") or "/"),
+    "persistence_location": _set("store", "location", Line.text),
+    "persistence_file": _set("store", "file", Line.text),
     "autosave_interval": _autosave,
     "autosave_on_changes": _autosave,
 }
@@ -352,8 +355,21 @@ def _tables(d: Draft) -> dict[str, Any]:
             access[name] = {"allow_anonymous": not configured, **own}
             listeners[name]["access"] = name
     tables = {"listeners": listeners, "access": access, "limits": d.limits, "mqtt": d.mqtt, "log": d.log, "sys": d.sys}
-    durability = {"memory": True} if d.durability["memory"] else d.durability  # as in mosquitto: off unless asked for
-    return {**d.top, **tables, "durability": durability}
+    return {**d.top, **tables, "durability": _durability(d)}
+
+
+def _durability(d: Draft) -> dict[str, Any]:
+    """As in mosquitto: off unless asked for; one place for each location and file, from the working directory.
+
+    Mosquitto keeps one file there and we a folder of segments, so its name gets `.d`: both can lie side by side.
+    """
+    if d.durability["memory"]:
+        return {"memory": True}
+    file = Path(d.store["location"], d.store["file"])
+    folder = file.with_name(file.name + ".d")
+    if file.is_file() and file.stat().st_size > 0 and not folder.exists():
+        d.warnings.append(f"{file} is mosquitto's and is not read: sessions and retained messages start empty in {folder}")
+    return {**d.durability, "data_dir": str(folder)}
 
 
 def _checked_tls(listener: dict[str, Any]) -> dict[str, Any]:
