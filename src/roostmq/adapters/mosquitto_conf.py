@@ -368,7 +368,7 @@ def _durability(d: Draft) -> dict[str, Any]:
     file = Path(d.store["location"], d.store["file"])
     folder = file.with_name(file.name + ".d")
     if file.is_file() and file.stat().st_size > 0 and not folder.exists():
-        d.warnings.append(f"{file} is mosquitto's and is not read: sessions and retained messages start empty in {folder}")
+        d.warnings.append(f"{file} is mosquitto's and is not read: sessions and retained messages start in {folder}")
     return {**d.durability, "data_dir": str(folder)}
 
 
