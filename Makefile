@@ -58,8 +58,8 @@ chaos: build
 	ROOST_SEEDS=20000 cargo test --release -p roostmq-engine --test power_cut
 
 bench-durable: build
-	cargo build --release -p roostmq-engine --example durable_load
-	$(PY) bench/durable.py
+	$(PY) bench/durable.py --write
+	$(PY) bench/pause.py --write
 
 wheel:
 	.venv/bin/maturin build --release --out dist

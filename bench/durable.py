@@ -344,10 +344,10 @@ def section(rows: list[str], a: argparse.Namespace, loads: tuple[float, float]) 
     )
 
 
-def write(text: str) -> None:
+def write_section(name: str, text: str) -> None:
     """Put the section in the place of the old one, or at the end."""
     page = PAGE.read_text()
-    kept = re.sub(r"^## Durable\n.*?(?=^## |\Z)", "", page, flags=re.MULTILINE | re.DOTALL)
+    kept = re.sub(rf"^## {name}\n.*?(?=^## |\Z)", "", page, flags=re.MULTILINE | re.DOTALL)
     PAGE.write_text(kept.rstrip("\n") + "\n\n" + text)
 
 
@@ -387,7 +387,7 @@ def main() -> int:
     text = section(rows, a, (before, os.getloadavg()[0]))
     print(text)
     if a.write:
-        write(text)
+        write_section("Durable", text)
     return 0
 
 

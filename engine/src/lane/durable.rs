@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Lane, LaneMessage};
 use crate::log::{Emptied, LogEvent, Piece, Walked};
@@ -11,10 +12,13 @@ use crate::net::Listener;
 use crate::partition::{Effects, Input, Partition, Resumed, Walk};
 use crate::record::Replay;
 
-/// Bytes of a checkpoint written in one tick.
-const WALK_BYTES: usize = 64 * 1024;
-/// A checkpoint waits while so much waits for the disk.
-const BACKLOG_BYTES: usize = 1024 * 1024;
+/// Bytes of a checkpoint written in one tick, at least; as many as live traffic writes in it if that is more. So a
+/// checkpoint ends before the log has grown by as much again, and no message waits for more than a short slice.
+const WALK_BYTES: usize = 8 * 1024;
+/// A checkpoint waits while so much waits for the disk, but for its share of live traffic.
+const BACKLOG_BYTES: usize = 64 * 1024;
+/// How soon it looks again then: other lanes use the same log.
+const BACKLOG_PAUSE: Duration = Duration::from_millis(2);
 /// Publishers wait while so much waits for the disk.
 const BACKLOG_BYTES_MAX: usize = 64 * 1024 * 1024;
 
@@ -113,7 +117,10 @@ impl Lane {
     pub(super) fn write_log(&mut self) {
         let shared = Arc::clone(&self.shared);
         let Some(log) = &shared.log else { return };
-        self.walk_some(log.waiting());
+        if self.walking.is_some() {
+            let live: usize = self.partitions.iter().flatten().map(|p| p.unlogged_bytes()).sum();
+            self.walk_some(if log.waiting() < BACKLOG_BYTES { live.max(WALK_BYTES) } else { live });
+        }
         if self.now_ms >= self.ledger_saved.1 + LEDGER_MS {
             self.save_ledger();
         }
@@ -152,22 +159,28 @@ impl Lane {
         }
     }
 
-    /// True while a checkpoint wants the next tick soon.
-    pub(super) fn walks_on(&self) -> bool {
-        self.walking.is_some() && self.shared.log.as_ref().is_some_and(|l| l.waiting() < BACKLOG_BYTES)
+    /// How soon a checkpoint wants the next tick.
+    pub(super) fn walks_on_in(&self) -> Option<Duration> {
+        let log = self.shared.log.as_ref().filter(|_| self.walking.is_some())?;
+        Some(if log.waiting() < BACKLOG_BYTES { Duration::ZERO } else { BACKLOG_PAUSE })
     }
 
-    fn walk_some(&mut self, backlog: usize) {
-        if backlog > BACKLOG_BYTES {
-            return;
-        }
+    /// Writes about so many bytes of the checkpoint.
+    fn walk_some(&mut self, mut budget: usize) {
         let Some(mut walking) = self.walking.take() else { return };
         let Walking { emptied, partition, walk, walked } = &mut *walking;
         while *partition < self.shared.ring.partitions() {
-            let complete = self.partition(*partition).is_none_or(|p| p.walk(walk, emptied, walked, WALK_BYTES));
-            if !complete {
+            if budget == 0 {
                 self.walking = Some(walking);
                 return;
+            }
+            if let Some(p) = self.partition(*partition) {
+                let before = p.unlogged_bytes();
+                let complete = p.walk(walk, emptied, walked, budget);
+                budget = budget.saturating_sub(p.unlogged_bytes() - before);
+                if !complete {
+                    continue;
+                }
             }
             *partition += 1;
             *walk = Walk::default();

@@ -72,27 +72,18 @@ impl Checkpoints {
         grown || wasteful && (self.progress || self.since > self.bytes_min / 8)
     }
 
-    /// Begins one at this address; returns the segments to empty.
-    pub fn begin(&mut self, begin: u64) -> Vec<u32> {
-        let emptied: Vec<u32> = self.sparse.drain(..).take(EMPTIED_MAX).collect();
+    /// The segments that the next one shall empty: to be read before it begins.
+    pub fn to_empty(&mut self) -> Vec<u32> {
+        self.sparse.drain(..).take(EMPTIED_MAX).collect()
+    }
+
+    /// Begins one at this address, which empties these segments; returns its number.
+    pub fn begin(&mut self, begin: u64, emptied: Vec<u32>) -> u64 {
         self.since = 0;
         self.number += 1;
         let (missing, live, number) = (self.lanes, HashMap::new(), self.number);
-        self.walking = Some(Walking { number, begin, missing, live, emptied: emptied.clone(), bytes: 0 });
-        emptied
-    }
-
-    /// Number of the one under way, or of the last one.
-    #[must_use]
-    pub const fn number(&self) -> u64 {
-        self.number
-    }
-
-    /// A segment could not be read: it is not emptied this time.
-    pub fn keep(&mut self, segment: u32) {
-        if let Some(walking) = &mut self.walking {
-            walking.emptied.retain(|s| *s != segment);
-        }
+        self.walking = Some(Walking { number, begin, missing, live, emptied, bytes: 0 });
+        number
     }
 
     /// A lane has finished its walk, and everything that it wrote is safe. The last one makes it complete.
@@ -142,7 +133,8 @@ mod tests {
         assert!(!c.due(0, 0));
         c.wrote(1_000);
         assert!(c.due(0, 0));
-        assert_eq!(c.begin(5 << 32 | 64), Vec::<u32>::new());
+        assert_eq!(c.to_empty(), Vec::<u32>::new());
+        assert_eq!(c.begin(5 << 32 | 64, Vec::new()), 1);
         assert!(!c.due(u64::MAX, 0), "one at a time");
         let closed = BTreeMap::from([(1, 100), (2, 100), (3, 100), (5, 100)]);
         let one = Walked { number: 1, live: HashMap::from([(2, 10), (3, 40)]) };
@@ -152,6 +144,6 @@ mod tests {
         let two = Walked { number: 1, live: HashMap::from([(3, 40)]) };
         assert_eq!(c.walked(&two, &closed), Some(Complete { begin: 5 << 32 | 64, free: vec![1] }));
         c.wrote(1_000);
-        assert_eq!(c.begin(6 << 32), vec![2]);
+        assert_eq!(c.to_empty(), vec![2]);
     }
 }

@@ -6,6 +6,7 @@
 
 mod checkpoint;
 mod directory;
+mod emptying;
 mod frame;
 mod reader;
 mod scan;
@@ -15,6 +16,7 @@ mod writer;
 
 pub use checkpoint::Checkpoints;
 pub use directory::{Directory, Identity};
+pub use emptying::Emptying;
 pub use frame::{FIRST, GROUP_HEAD, Group, address, offset_of, segment_of};
 pub use reader::{LogReader, topics_at};
 pub use scan::{Damage, LastGroup, Scan, Torn, Visit, last_group, scan};

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::checkpoint::Checkpoints;
 use super::directory::{Directory, Identity};
+use super::emptying::Emptying;
 use super::writer::{Located, Writer};
 use super::{LogEvent, Notify, Piece};
 
@@ -49,6 +50,8 @@ pub struct LogStats {
     pub checkpoints: AtomicU64,
     /// Address of the last one; 0 is none.
     pub checkpoint: AtomicU64,
+    /// 1 while one is written.
+    pub checkpoint_running: AtomicU64,
     /// Bytes on disk.
     pub bytes: AtomicU64,
     /// Segments.
@@ -110,6 +113,7 @@ impl DiskLog {
             unsynced: None,
             now_ms: 0,
             walks: VecDeque::new(),
+            emptying: None,
         };
         work.measure();
         let thread = std::thread::Builder::new().name("log".to_owned()).spawn(move || work.run())?;
@@ -187,6 +191,8 @@ struct Work {
     now_ms: u64,
     /// What walks found, until it is synced.
     walks: VecDeque<super::Walked>,
+    /// What the next checkpoint shall empty, while it is read.
+    emptying: Option<Emptying>,
 }
 
 impl Work {
@@ -209,6 +215,7 @@ impl Work {
 
     fn next(&mut self) -> (Vec<Piece>, bool) {
         let wait = match self.unsynced {
+            _ if self.emptying.is_some() => Duration::ZERO,
             Some(since) => Duration::from_millis(self.options.sync_every_ms).saturating_sub(since.elapsed()),
             None => IDLE,
         };
@@ -221,6 +228,7 @@ impl Work {
         }
         if std::mem::take(&mut inbox.restarted) {
             self.checkpoints.give_up();
+            self.stats.checkpoint_running.store(0, Ordering::Relaxed);
         }
         (std::mem::take(&mut inbox.pieces), inbox.closing)
     }
@@ -338,6 +346,7 @@ impl Work {
         }
         while let Some(walked) = self.walks.pop_front() {
             let Some(complete) = self.checkpoints.walked(&walked, self.writer.closed()) else { continue };
+            self.stats.checkpoint_running.store(0, Ordering::Relaxed);
             self.identity.checkpoint = Some(complete.begin);
             // nothing is freed before the directory names the new beginning
             let result = self.directory.set_identity(&self.identity);
@@ -349,17 +358,19 @@ impl Work {
         let failing = self.options.failing.load(Ordering::Relaxed);
         let (_, total) = self.writer.size();
         // nothing was written yet: there is no address to begin at
-        if failing || self.writer.end() == 0 || !self.checkpoints.due(total, wanted) {
-            return;
+        if self.emptying.is_none() && !failing && self.writer.end() != 0 && self.checkpoints.due(total, wanted) {
+            self.emptying = Some(Emptying::new(self.checkpoints.to_empty()));
+            self.stats.checkpoint_running.store(1, Ordering::Relaxed);
         }
-        let mut emptied = super::Emptied::new();
-        for number in self.checkpoints.begin(self.writer.end()) {
-            match self.writer.read_segment(number) {
-                Ok(bytes) => drop(emptied.insert(number, bytes)),
-                Err(_) => self.checkpoints.keep(number),
-            }
+        if self.emptying.as_mut().is_some_and(|e| e.read_some(&self.writer)) {
+            self.begin_checkpoint();
         }
-        let (number, emptied) = (self.checkpoints.number(), Arc::new(emptied));
+    }
+
+    fn begin_checkpoint(&mut self) {
+        let Some(emptied) = self.emptying.take().map(Emptying::done) else { return };
+        let number = self.checkpoints.begin(self.writer.end(), emptied.keys().copied().collect());
+        let emptied = Arc::new(emptied);
         for lane in 0..self.options.lanes {
             (self.options.notify)(u16::try_from(lane).unwrap_or(0), LogEvent::Walk(number, Arc::clone(&emptied)));
         }

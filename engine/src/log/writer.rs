@@ -299,13 +299,13 @@ impl Writer {
         Ok(())
     }
 
-    /// All bytes of a closed segment.
+    /// A closed segment and its length, to be read.
     ///
     /// # Errors
     /// As the storage says.
-    pub fn read_segment(&self, number: u32) -> io::Result<Vec<u8>> {
+    pub fn closed_segment(&self, number: u32) -> io::Result<(Box<dyn File>, usize)> {
         let file = self.storage.open(&file_name(number), false)?;
         let len = usize::try_from(file.len()?).unwrap_or(0);
-        file.read_at(len, 0)
+        Ok((file, len))
     }
 }

@@ -163,6 +163,12 @@ impl Partition {
         made
     }
 
+    /// Bytes written since the log took them last.
+    #[must_use]
+    pub fn unlogged_bytes(&self) -> usize {
+        self.journal.bytes()
+    }
+
     /// What was written since the last call, for the log.
     pub fn take_batch(&mut self) -> Option<Batch> {
         let (messages, bytes) = std::mem::take(&mut self.wanted);

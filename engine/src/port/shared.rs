@@ -361,6 +361,7 @@ impl Shared {
         counters.insert("log_records".to_owned(), read(&stats.records).into());
         counters.insert("checkpoints".to_owned(), read(&stats.checkpoints).into());
         counters.insert("damaged".to_owned(), self.damaged.load(Ordering::Relaxed).into());
+        gauges.insert("checkpoint_running".to_owned(), read(&stats.checkpoint_running).into());
         gauges.insert("log_bytes".to_owned(), read(&stats.bytes).into());
         gauges.insert("log_segments".to_owned(), read(&stats.segments).into());
         gauges.insert("disk_ok".to_owned(), u64::from(!self.disk_failing.load(Ordering::Relaxed)).into());

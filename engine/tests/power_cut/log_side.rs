@@ -46,12 +46,12 @@ impl World {
             if self.writer.end() == 0 {
                 return; // nothing was written yet: there is no address to begin at
             }
+            let mut emptying = Emptying::new(self.checkpoints.to_empty());
+            while !emptying.read_some(&self.writer) {}
+            let emptied = emptying.done();
             self.begin = self.writer.end();
-            let mut emptied = Emptied::new();
-            for number in self.checkpoints.begin(self.begin) {
-                emptied.insert(number, self.writer.read_segment(number).unwrap());
-            }
-            let walked = Walked { number: self.checkpoints.number(), ..Walked::default() };
+            let number = self.checkpoints.begin(self.begin, emptied.keys().copied().collect());
+            let walked = Walked { number, ..Walked::default() };
             let walks = (0..PARTITIONS).map(|_| (Walk::default(), false)).collect();
             self.walking = Some(Walking { walks, emptied, walked, handed: false });
         }

@@ -12,7 +12,8 @@ use roostmq_engine::channel::{ConnectionId, SessionRef, Token};
 use roostmq_engine::codec::{AckKind, QoS, Reason};
 use roostmq_engine::limits::Drop as DropReason;
 use roostmq_engine::log::{
-    Checkpoints, Emptied, File, Piece, Scan, Storage, Walked, Wanted, Writer, last_group, offset_of, scan, segment_of,
+    Checkpoints, Emptied, Emptying, File, Piece, Scan, Storage, Walked, Wanted, Writer, last_group, offset_of, scan,
+    segment_of,
 };
 use roostmq_engine::message::{Head, Inbound, Message, Origin, Stored};
 use roostmq_engine::partition::{

@@ -49,6 +49,7 @@ TEXTS = {
     "log_records": "Records written to the log.",
     "damaged": "Damaged places met on disk; each is named in a log line.",
     "checkpoints": "Checkpoints finished.",
+    "checkpoint_running": "1 while a checkpoint of the log is written.",
 }
 TEXTS |= {f"publish_received_qos{qos}": f"PUBLISH packets with QoS {qos} from clients." for qos in range(3)}
 TEXTS |= {f"publish_sent_qos{qos}": f"PUBLISH packets with QoS {qos} to clients." for qos in range(3)}

@@ -1,0 +1,19 @@
+"""The benchmarks of the log run and find nothing lost: their short versions, whose figures mean nothing."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).resolve().parents[2] / "bench"
+
+
+@pytest.mark.parametrize(("name", "rows"), [("durable", "/ 0 / 0 in"), ("pause", "p99 without / during a checkpoint")])
+def test_the_short_version_runs(name: str, rows: str) -> None:
+    """Every message that was acknowledged is drained in order, and a table comes out."""
+    done = subprocess.run(
+        [sys.executable, BENCH / f"{name}.py", "--smoke"], capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert rows in done.stdout
