@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use roostmq_engine::channel::{ConnectionId, SessionRef, Token};
 use roostmq_engine::codec::{AckKind, QoS, Reason};
-use roostmq_engine::log::{Emptied, File, Piece, Scan, Storage, Walked, Writer, last_group, scan};
+use roostmq_engine::log::{Emptied, File, GROUP_HEAD, Piece, Scan, Storage, Walked, Writer, scan, tail};
 use roostmq_engine::message::{Head, Inbound, Message, Origin};
 use roostmq_engine::partition::{
     Ask, BodyCache, Effect, Effects, Ending, Input, Match, Partition, Rules, Target, Walk,
@@ -220,7 +220,7 @@ fn recorded() -> Recorder {
 
 /// Everything a start reads; the digest of what it read.
 fn read(storage: &dyn Storage) -> io::Result<(Scan, u64)> {
-    drop(last_group(storage)?);
+    drop(tail(storage)?);
     let mut replay = Replay::new(0);
     let scan = scan(storage, None, Some(CHECK), &mut |_, body, at| {
         let _ = read_message(body);
@@ -254,7 +254,7 @@ fn a_turned_bit_is_reported() {
     assert!(whole.0.damaged.is_empty() && whole.0.torn.is_none() && whole.0.end == r.writer.end());
     assert_eq!(whole.1, digest(r.partition.state()), "the log says what the partition is");
     assert!(image.len() > 2 && r.groups > 20, "{} segments, {} groups", image.len(), r.groups);
-    let tail = last_group(&r.memory).unwrap().unwrap().at as u32 as usize;
+    let tail = tail(&r.memory).unwrap().end as u32 as usize;
     for (name, bytes) in &image {
         let used = bytes.len() - bytes.iter().rev().take_while(|b| **b == 0).count();
         let mut random = Random::new(bytes.len() as u64);
@@ -334,4 +334,26 @@ fn changed_records_are_taken_or_refused() {
         };
         assert!(std::panic::catch_unwind(run).is_ok(), "seed {seed}");
     }
+}
+
+/// A group whose header was written and whose records were not, over an old segment with other sound records at the same
+/// place: the power went while it was written, and nothing of it counts.
+#[test]
+fn old_records_do_not_complete_a_torn_group() {
+    let r = recorded();
+    let whole = read(&r.memory).unwrap();
+    let end = tail(&r.memory).unwrap().end;
+    let mut files = r.memory.image();
+    let bytes = files.values_mut().next_back().unwrap();
+    let record = end as u32 as usize + GROUP_HEAD + 24;
+    let mut rest = &bytes[record..];
+    let (body, _) = next_record(&mut rest).unwrap().unwrap();
+    let (from, len) = (body.as_ptr() as usize - bytes.as_ptr() as usize, body.len());
+    bytes[from + len - 1] ^= 1;
+    let sum = crc32c::crc32c(&bytes[from..from + len]);
+    bytes[from - 4..from].copy_from_slice(&sum.to_le_bytes());
+    let (scan, _) = read(&Memory::of(&files)).unwrap();
+    assert!(scan.damaged.is_empty() && scan.torn.is_some(), "{:?} {:?}", scan.damaged, scan.torn);
+    assert!(scan.records < whole.0.records && scan.end == end);
+    assert!(tail(&Memory::of(&files)).unwrap().end < end, "the group before it is the last");
 }

@@ -5,7 +5,7 @@ use super::Batch;
 /// Where the first group of a segment begins.
 pub const FIRST: u32 = 64;
 /// Bytes of a group's header.
-pub const GROUP_HEAD: usize = 48;
+pub const GROUP_HEAD: usize = 56;
 /// Bytes of a batch's header.
 pub const BATCH_HEAD: usize = 24;
 /// Version of segments and records.
@@ -120,10 +120,13 @@ pub struct Group {
     pub now_ms: u64,
     /// Wall clock.
     pub unix_ms: u64,
+    /// CRC of all its batches. Each record has its own; but a torn group in a segment that is written over may stand
+    /// before old records that are sound and lie at the same place.
+    pub body_crc: u32,
 }
 
 impl Group {
-    /// Its 48 bytes.
+    /// Its 56 bytes.
     #[must_use]
     pub fn encode(&self) -> [u8; GROUP_HEAD] {
         let mut b = [0; GROUP_HEAD];
@@ -140,6 +143,7 @@ impl Group {
         put(28, &self.flags.to_le_bytes());
         put(32, &self.now_ms.to_le_bytes());
         put(40, &self.unix_ms.to_le_bytes());
+        put(48, &self.body_crc.to_le_bytes());
         let sum = crc(b.get(8..));
         if let Some(place) = b.get_mut(4..8) {
             place.copy_from_slice(&sum.to_le_bytes());
@@ -162,6 +166,7 @@ impl Group {
             flags: u32_at(b, 28),
             now_ms: u64_at(b, 32),
             unix_ms: u64_at(b, 40),
+            body_crc: u32_at(b, 48),
         })
     }
 }

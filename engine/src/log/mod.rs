@@ -19,7 +19,7 @@ pub use directory::{Directory, Identity};
 pub use emptying::Emptying;
 pub use frame::{FIRST, GROUP_HEAD, Group, address, offset_of, segment_of};
 pub use reader::{LogReader, topics_at};
-pub use scan::{Damage, LastGroup, Scan, Torn, Visit, last_group, scan};
+pub use scan::{Damage, LastGroup, Scan, Tail, Torn, Visit, scan, tail};
 pub use storage::{Disk, File, Storage};
 pub use thread::{DiskLog, LogStats, Options};
 pub use writer::{Located, Writer, file_name as segment_name};

@@ -64,22 +64,31 @@ pub struct LastGroup {
     pub body: Vec<u8>,
 }
 
-/// Finds the last whole group; `None` if there is none. A newest segment without one was begun and no more: then the last
-/// group stands where its header says that the log before it ends.
+/// Where the log ends, and the last group if it is to be written again.
+#[derive(Debug, Default)]
+pub struct Tail {
+    /// The log before it is safe; 0 is no log.
+    pub end: u64,
+    /// The group that stands there.
+    pub last: Option<LastGroup>,
+}
+
+/// Finds the end of the log. A newest segment without a whole group was begun and no more: then the header says where the
+/// log before it ends, and a group may stand there that was to be written again.
 ///
 /// # Errors
 /// A file cannot be read.
-pub fn last_group(storage: &dyn Storage) -> io::Result<Option<LastGroup>> {
+pub fn tail(storage: &dyn Storage) -> io::Result<Tail> {
     let numbers = storage.list()?;
     let numbers = numbers.iter().filter_map(|n| u32::from_str_radix(n.strip_suffix(".seg")?, 16).ok());
-    let Some(number) = numbers.max() else { return Ok(None) };
+    let Some(number) = numbers.max() else { return Ok(Tail::default()) };
     let newest = read_whole(storage, number)?;
     if let Some(last) = last_of(&newest, FIRST, u32::MAX) {
-        return Ok(Some(last));
+        return Ok(Tail { end: last.at, last: Some(last) });
     }
-    let Some(end) = SegmentHead::decode(&newest.bytes).map(|h| h.prev_end).filter(|e| *e != 0) else { return Ok(None) };
-    let Ok(before) = read_whole(storage, segment_of(end)) else { return Ok(None) };
-    Ok(last_of(&before, offset_of(end), offset_of(end)))
+    let end = SegmentHead::decode(&newest.bytes).map_or(0, |h| h.prev_end);
+    let before = read_whole(storage, segment_of(end)).ok().filter(|_| end != 0);
+    Ok(Tail { end, last: before.and_then(|b| last_of(&b, offset_of(end), offset_of(end))) })
 }
 
 fn read_whole(storage: &dyn Storage, number: u32) -> io::Result<Segment> {
@@ -273,6 +282,9 @@ fn next_group(s: &Segment, at: u32, stop: u32) -> Option<u32> {
 }
 
 fn is_whole(group: &Group, body: &[u8]) -> bool {
+    if crc32c::crc32c(body) != group.body_crc {
+        return false;
+    }
     let Some(batches) = split_batches(group, body) else { return false };
     batches.iter().all(|(head, records, _)| {
         let mut rest = *records;

@@ -54,7 +54,10 @@ pub struct Writer {
     open: Option<Open>,
     /// Number to bytes of every segment but the open one.
     closed: BTreeMap<u32, u64>,
+    /// Segments to be written over.
     spares: Vec<(String, u32)>,
+    /// Spares whose names are not safe yet: after a power cut they could be segments again.
+    given: Vec<(String, u32)>,
     buffer: Vec<u8>,
     /// Bytes handed to the storage so far.
     pub bytes_written: u64,
@@ -73,8 +76,8 @@ impl Writer {
         let next = closed.keys().next_back().map_or(1, |n| n + 1).max(super::segment_of(end) + 1);
         let head = SegmentHead { version: VERSION, partitions, number: 0, prev_end: 0, key_check };
         let buffer = Vec::new();
-        let spares = Vec::new();
-        Self { storage, head, segment_bytes, next, end, open: None, closed, spares, buffer, bytes_written: 0 }
+        let (spares, given) = (Vec::new(), Vec::new());
+        Self { storage, head, segment_bytes, next, end, open: None, closed, spares, given, buffer, bytes_written: 0 }
     }
 
     /// Address of the next group, if it goes into the open segment.
@@ -98,7 +101,7 @@ impl Writer {
     #[must_use]
     pub fn size(&self) -> (usize, u64) {
         let open = self.open.as_ref().map_or(0, |o| u64::from(o.filled));
-        let spare: u64 = self.spares.iter().map(|s| u64::from(s.1)).sum();
+        let spare: u64 = self.spares.iter().chain(&self.given).map(|s| u64::from(s.1)).sum();
         (self.closed.len() + usize::from(open > 0), self.closed.values().sum::<u64>() + open + spare)
     }
 
@@ -194,6 +197,7 @@ impl Writer {
             }
         }
         group.len = len - GROUP_HEAD as u32;
+        group.body_crc = crc32c::crc32c(buffer.get(GROUP_HEAD..).unwrap_or(&[]));
         if let Some(place) = buffer.get_mut(..GROUP_HEAD) {
             place.copy_from_slice(&group.encode());
         }
@@ -213,6 +217,7 @@ impl Writer {
     fn room_for(&mut self, len: u32) -> io::Result<u64> {
         let fits = self.open.as_ref().is_some_and(|o| o.end.saturating_add(len) <= self.segment_bytes);
         if !fits {
+            self.sync()?; // nothing stays behind unsynced, whenever syncs are due
             self.close_segment();
             self.open_segment()?;
         }
@@ -250,11 +255,23 @@ impl Writer {
             Some((name, bytes)) => (name, bytes),
             None => (format!("{number:016x}.new"), 0),
         };
-        let file = self.storage.open(&temporary, true)?;
-        file.write_at(&head, 0)?;
-        file.sync()?;
-        self.storage.rename(&temporary, &file_name(number))?;
-        self.storage.sync_names()?;
+        let named = |storage: &dyn Storage| {
+            let file = storage.open(&temporary, true)?;
+            file.write_at(&head, 0)?;
+            file.sync()?;
+            storage.rename(&temporary, &file_name(number))?;
+            Ok(file)
+        };
+        let file = match named(&*self.storage) {
+            Ok(file) => file,
+            Err(error) => {
+                if filled > 0 {
+                    self.spares.push((temporary, filled));
+                }
+                return Err(error);
+            }
+        };
+        self.sync_names()?;
         self.bytes_written += head.len() as u64;
         self.next += 1;
         self.end = address(number, FIRST);
@@ -270,16 +287,23 @@ impl Writer {
         for &number in numbers {
             let Some(&bytes) = self.closed.get(&number) else { continue };
             let name = file_name(number);
-            if self.spares.len() < SPARES_MAX {
+            if self.spares.len() + self.given.len() < SPARES_MAX {
                 let spare = format!("{number:016x}.spare");
                 self.storage.rename(&name, &spare)?;
-                self.spares.push((spare, u32::try_from(bytes).unwrap_or(FIRST)));
+                self.given.push((spare, u32::try_from(bytes).unwrap_or(FIRST)));
             } else {
                 self.storage.remove(&name)?;
             }
             self.closed.remove(&number);
         }
-        if numbers.is_empty() { Ok(()) } else { self.storage.sync_names() }
+        if numbers.is_empty() { Ok(()) } else { self.sync_names() }
+    }
+
+    /// Names are safe; only then a segment that was given back may be written over.
+    fn sync_names(&mut self) -> io::Result<()> {
+        self.storage.sync_names()?;
+        self.spares.append(&mut self.given);
+        Ok(())
     }
 
     /// Segments that an earlier run has kept to be written over; what it was about to make is removed.

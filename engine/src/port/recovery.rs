@@ -10,8 +10,8 @@ use super::clock::{DOWN_MS_MAX, unix_ms};
 use super::{Clock, Shared};
 use crate::lane::{LaneMessage, Mailbox, Recovered};
 use crate::log::{
-    Checkpoints, Damage, Directory, Disk, DiskLog, Identity, LogReader, Notify, Options, Scan, Storage, Writer,
-    last_group, scan, segment_name, segment_of,
+    Checkpoints, Damage, Directory, Disk, DiskLog, Identity, LogReader, Notify, Options, Scan, Storage, Tail, Writer,
+    scan, segment_name, segment_of, tail,
 };
 use crate::partition::Resumed;
 use crate::record::{Replay, Replayed};
@@ -103,8 +103,7 @@ fn settle(storage: &Arc<dyn Storage>, identity: &Identity) -> std::io::Result<Wr
             segments.insert(number, storage.open(&name, false)?.len()?);
         }
     }
-    let last = last_group(&**storage)?;
-    let end = last.as_ref().map_or(0, |l| l.at);
+    let Tail { end, last } = tail(&**storage)?;
     let mut writer = Writer::new(Arc::clone(storage), check, SEGMENT_BYTES, end, segments);
     writer.adopt_spares()?;
     writer.begin_above(identity.newest);

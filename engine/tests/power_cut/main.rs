@@ -12,8 +12,8 @@ use roostmq_engine::channel::{ConnectionId, SessionRef, Token};
 use roostmq_engine::codec::{AckKind, QoS, Reason};
 use roostmq_engine::limits::Drop as DropReason;
 use roostmq_engine::log::{
-    Checkpoints, Emptied, Emptying, File, Piece, Scan, Storage, Walked, Wanted, Writer, last_group, offset_of, scan,
-    segment_of,
+    Checkpoints, Emptied, Emptying, File, Piece, Scan, Storage, Tail, Walked, Wanted, Writer, offset_of, scan,
+    segment_of, tail,
 };
 use roostmq_engine::message::{Head, Inbound, Message, Origin, Stored};
 use roostmq_engine::partition::{
@@ -143,8 +143,7 @@ fn settle(disk: &Cut, segment_bytes: u32) -> io::Result<Writer> {
             segments.insert(number, disk.open(&name, false)?.len()?);
         }
     }
-    let last = last_group(disk)?;
-    let end = last.as_ref().map_or(0, |l| l.at);
+    let Tail { end, last } = tail(disk)?;
     let mut writer = Writer::new(Arc::new(disk.clone()), (PARTITIONS as u32, KEY), segment_bytes, end, segments);
     writer.adopt_spares()?;
     if let Some(last) = last {
