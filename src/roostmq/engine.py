@@ -122,9 +122,23 @@ def data_import(folder: str, file: str) -> dict[str, Any]:
 
 
 def make_private(folder: str) -> None:
-    """Make a directory that only its owner may look into; one that is there stays as it is. Raises EngineError."""
+    """Make a directory that only its owner may look into; one that is there stays as it is. Raises EngineError.
+
+    Folders that had to be made on the way to it outlast a power cut, as what will be in it does.
+    """
+    path = os.path.abspath(folder)
+    changed = []
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+        changed.append(path)
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
+        for parent in changed:
+            handle = os.open(parent, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
     except FileExistsError:
         raise EngineError(f"{folder}: is there and not a directory; name another for the data") from None
     except OSError as error:

@@ -41,6 +41,7 @@ class Site:
         self.start_s = 0.5
         self.heard = 0.0
         self.trap: tuple[int, int] | None = None
+        self.env: dict[str, str] | None = None
 
     @property
     def log(self) -> str:
@@ -57,7 +58,8 @@ class Site:
         assert self.process is None, "one at a time"
         out = self.folder / f"out-{len(list(self.folder.glob('out-*')))}"
         with out.open("wb") as stdout, (self.folder / "broker.log").open("ab") as stderr:
-            self.process = subprocess.Popen(self.command(lanes or self.lanes), stdout=stdout, stderr=stderr)
+            command = self.command(lanes or self.lanes)
+            self.process = subprocess.Popen(command, stdout=stdout, stderr=stderr, env=self.env)
         begun = time.monotonic()
         while "ready\n" not in (text := out.read_text()):
             passed = time.monotonic() - begun

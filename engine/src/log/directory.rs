@@ -41,13 +41,21 @@ fn at(path: &Path, what: &str, e: &io::Error) -> String {
     format!("{}: {what}: {e}", path.display())
 }
 
+/// The directory's own name lies in its parent: without this a power cut may take away all that is in it.
+fn sync_name(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // a parent that may not be read was not changed by us
+    fs::File::open(parent).map_or(Ok(()), |parent| parent.sync_all())
+}
+
 impl Directory {
     /// Makes the directory if needed and locks it.
     ///
     /// # Errors
     /// It cannot be made or written, or another process uses it (the text names the pid).
     pub fn open(path: &Path) -> Result<Self, String> {
-        fs::create_dir_all(path.join("log")).map_err(|e| at(path, "cannot make the data directory", &e))?;
+        let made = fs::create_dir_all(path.join("log")).and_then(|()| sync_name(path));
+        made.map_err(|e| at(path, "cannot make the data directory", &e))?;
         let name = path.join("lock");
         let mut options = fs::OpenOptions::new();
         let opened = options.read(true).write(true).create(true).truncate(false).open(&name);
