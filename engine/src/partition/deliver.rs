@@ -127,19 +127,23 @@ impl Partition {
     pub(super) fn fetched(&mut self, r: SessionRef, bodies: Vec<(u64, u64, Option<Stored>)>, out: &mut Effects) {
         let Some(session) = self.session_mut(r) else { return };
         session.fetching = false;
+        let mut came = Vec::new();
         for (index, at, body) in bodies {
             let Some(session) = self.session_mut(r) else { return };
             let Some(entry) = session.queue.get_mut(index).filter(|e| e.needs_body() && e.at == at) else { continue };
-            let len = entry.len;
             match body {
                 Some(body) => {
+                    came.push((index, entry.len));
                     entry.body = Some(body);
-                    self.keep_fetched(r, index, len);
                 }
                 None => self.drop_queued(r.slot, index, DropReason::Damaged, out),
             }
         }
         self.pump(r.slot, out);
+        // only now: where there is no room they are forgotten at once, and would be asked for again and again
+        for (index, len) in came {
+            self.keep_fetched(r, index, len);
+        }
     }
 
     /// Feeds one retained message; true if something was fed or skipped.

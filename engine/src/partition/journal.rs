@@ -179,23 +179,28 @@ impl Partition {
     /// Everything up to this record is safe; the records of this batch begin at this address.
     pub(super) fn made_safe(&mut self, number: u64, up_to: Position, address: u64, out: &mut Effects) {
         self.journal.safe = self.journal.safe.max(up_to);
-        let mut last = None;
+        let (mut written, mut ready) = (Vec::new(), Vec::new());
         while let Some(w) = self.journal.written.front().copied().filter(|w| w.batch <= number) {
             self.journal.written.pop_front();
             let session = SessionRef { partition: self.number, slot: w.slot, uid: w.uid };
             let Some(s) = self.session_mut(session) else { continue };
-            let ready = s.channel.is_some() && s.queue.waiting() > 0;
+            let waits = s.channel.is_some() && s.queue.waiting() > 0;
             let Some(entry) = s.queue.get_mut(w.index).filter(|e| e.needs_body()) else { continue };
             entry.at = address + u64::from(w.offset);
-            self.keep(w);
-            // QoS 2 leaves when it is safe; several messages of one session need one look
-            if last != Some(w.slot) && ready {
-                self.pump(w.slot, out);
-                last = Some(w.slot);
+            written.push(w);
+            if waits {
+                ready.push(w.slot);
             }
         }
-        if let Some(slot) = last {
+        // QoS 2 leaves when it is safe; several messages of one session need one look
+        ready.sort_unstable();
+        ready.dedup();
+        for slot in ready {
             self.pump(slot, out);
+        }
+        // what could leave has left before its body may be forgotten: it need not be read
+        for w in written {
+            self.keep(w);
         }
         self.release_safe(out);
     }

@@ -356,3 +356,50 @@ fn identifiers_are_used_again() {
         }
     }
 }
+
+/// What waits on the disk reaches its session also when there is no room in memory for what was read, be it because
+/// there is none at all or because other partitions have taken it.
+#[test]
+fn bodies_on_disk_are_delivered_without_room_for_them() {
+    for (room, taken) in [(0, 0), (64 * 1024, 2_000)] {
+        let rules = Rules { cache: Arc::new(BodyCache::new(room)), ..Rules::default() };
+        let (mut other, mut p) = (Partition::new(3, rules.clone(), 1), Partition::new(3, rules, 1));
+        for (p, count) in [(&mut other, taken), (&mut p, 20)] {
+            step(p, attach(ME, false, 60, 10));
+            let (session, _) = attached(&sync(p));
+            let ending = Ending { will: false, expiry_s: None };
+            step(p, Input::Detach { session: Some(session), client_id: "c", connection: ME, ending });
+            for body in 0..count {
+                publish(p, session, QoS::AtLeastOnce, body, Default::default());
+                sync(p);
+            }
+        }
+        step(&mut p, attach(ME, false, 60, 10));
+        let mut effects = sync(&mut p);
+        let (session, _) = attached(&effects);
+        let (mut delivered, mut fetches) = (0, 0);
+        while let Some(effect) = effects.pop() {
+            if let Effect::Deliver(d) = effect {
+                delivered += 1;
+                let kind = AckKind::Puback;
+                effects.extend(step(
+                    &mut p,
+                    Input::Ack { session, connection: ME, kind, id: d.id, reason: Reason::SUCCESS },
+                ));
+            } else if let Effect::Fetch { wanted, .. } = effect {
+                fetches += 1;
+                assert!(fetches <= 20, "asked again and again, {delivered} delivered");
+                let message = Message {
+                    head: Head { qos: QoS::AtLeastOnce, ..Head::default() },
+                    topic: "t",
+                    props: &[],
+                    payload: b"",
+                };
+                let bodies = wanted.iter().map(|w| (w.index, w.at, Some(Stored::new(&message)))).collect();
+                effects.extend(step(&mut p, Input::Fetched { session, bodies }));
+            }
+        }
+        assert_eq!(delivered, 20);
+        assert!(fetches > 0, "the bodies were in memory");
+    }
+}
