@@ -183,7 +183,9 @@ class Load(crash.Run):
         """The load has no drain: only what no broker may do at any time counts."""
         assert not self.errors, f"the harness itself failed: {self.errors[:3]}"
         now = time.monotonic()
-        return Result(self.plan.seed, self.power.words(), now - self.book.start, self.book.checked, self.book.violations)
+        return Result(
+            self.plan.seed, self.power.words(), now - self.book.start, self.book.checked, self.book.violations
+        )
 
 
 # ---- what a cut leaves, and who comes back to it
