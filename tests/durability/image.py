@@ -13,6 +13,7 @@ import struct
 from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 HEAD = struct.Struct("<4s4siiQII")
@@ -220,7 +221,7 @@ class Disk:
             return [(0, torn)]
         if fate == "end":
             return [(torn, size)]
-        return [pair for pair in zip(edges, edges[1:], strict=False) if self.rng.random() < 0.5]
+        return [pair for pair in pairwise(edges) if self.rng.random() < 0.5]
 
     def cut(self) -> None:
         """The power goes. What is left is what the operating system shows from now on."""

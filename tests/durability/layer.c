@@ -8,7 +8,7 @@
  *   write=EIO | write=ENOSPC   half of a write is done, then it fails
  *   sync=EIO                   fsync and fdatasync fail, of files and of folders
  *   names=EIO                  rename and unlink fail
- *   one_in=N                   only each N-th operation that could fail does
+ *   one_in=N                   of the operations that could fail one in N does
  *   short                      a write does half of its work and says so
  *   delay=MICROSECONDS         each sync takes so much longer
  *   die                        the process is killed before its next change, with no change half noted
@@ -193,7 +193,8 @@ static int leave(int result)
 /* Does this operation fail? Called only for those that a fault is wanted for. */
 static int strikes(const struct faults *f, int error)
 {
-    return error && (f->one_in < 2 || ++chances % (unsigned)f->one_in == 0);
+    chances = chances * 1103515245 + 12345;
+    return error && (f->one_in < 2 || (chances >> 16) % (unsigned)f->one_in == 0);
 }
 
 /* ---- opening and closing */

@@ -338,9 +338,9 @@ async def one(plan: Plan, journal: list[Note], cut: Cut, folder: Path, verdict: 
 
 async def interrupted(plan: Plan, folder: Path, rng: random.Random) -> Counter[str]:
     """A start on what the cut has left, and another cut in it; `folder/data` is what that one leaves."""
-    base = folder / "base"
-    (folder / "data").rename(base)
-    shutil.copytree(base, folder / "data")
+    base = (folder / "data").rename(folder / "base") if (folder / "data").exists() else None
+    if base is not None:
+        shutil.copytree(base, folder / "data")
     site = Site(folder, folder / "data", plan.lanes, CONFIG + MORE_CONFIG)
     layer = Layer(folder, folder / "data")
     site.env = layer.env
