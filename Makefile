@@ -55,6 +55,7 @@ hostile: build
 
 chaos: build
 	cd tests && ../$(PY) -m durability.crash --kills 100
+	cd tests && ../$(PY) -m durability.power --cuts 300
 	ROOST_SEEDS=20000 cargo test --release -p roostmq-engine --test power_cut
 
 bench-durable: build

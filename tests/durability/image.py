@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 HEAD = struct.Struct("<4s4siiQII")
-CREATED, TRUNCATED, FOLDER = 1, 2, 4
+CREATED, TRUNCATED = 1, 2
 SECTOR = 512
 
 

@@ -332,7 +332,9 @@ async def one(plan: Plan, journal: list[Note], cut: Cut, folder: Path, verdict: 
     verdict.checked["cuts in a start after a cut"] += cut.again
     verdict.checked["cuts with something unsynced"] += bool(lost)
     verdict.checked.update({f"unsynced {what}": n for what, n in lost.items()})
-    if not result.violations:
+    if result.violations:
+        (folder / "shot").write_bytes(cut.shot.raw)
+    else:
         shutil.rmtree(folder)
 
 

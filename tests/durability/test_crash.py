@@ -119,6 +119,24 @@ def test_reordered() -> None:
     assert s.kinds() == ["reordered"]
 
 
+def test_repeated_in_a_later_life_for_a_reader_that_is_newer() -> None:
+    """It subscribed between two messages that went with the power: their publisher repeats both."""
+    s = Stage()
+    first, sub = s.send(code=None), s.reader.subs[0]
+    sub.asked, sub.acked = s.tick(), None
+    second = s.send(code=None)
+    s.hand(second, 1)
+    sub.acked = s.tick()
+    s.book.starts.append(s.tick())
+    s.hand(first, 1), s.hand(second, 1)
+    assert s.kinds() == []
+    s.hand(s.send(), 2), s.book.starts.append(s.tick())
+    older, newer = s.send(), s.send()
+    s.book.starts.append(s.tick())
+    s.hand(newer), s.hand(older)
+    assert s.kinds() == ["reordered"]
+
+
 def test_forgotten_and_resurrected_subscriptions() -> None:
     s = Stage()
     probe = s.book.publish("probe", "t/1", 2, s.tick(), probe=True)
