@@ -6,7 +6,7 @@ JOBS ?= 4
 export CARGO_TERM_COLOR ?= never
 RUST_SOURCES := $(shell find engine binding -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock
 
-.PHONY: run test check build test-rust test-python hostile chaos bench-durable fuzz coverage wheel clean
+.PHONY: run test check build test-rust test-python hostile chaos mutations bench-durable fuzz coverage wheel clean
 
 run: build
 	.venv/bin/roost run
@@ -57,6 +57,9 @@ chaos: build
 	cd tests && ../$(PY) -m durability.crash --kills 100
 	cd tests && ../$(PY) -m durability.power --cuts 300
 	ROOST_SEEDS=20000 cargo test --release -p roostmq-engine --test power_cut
+
+mutations:
+	python3 tests/durability/mutations.py
 
 bench-durable: build
 	$(PY) bench/durable.py --write

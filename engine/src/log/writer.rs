@@ -80,6 +80,28 @@ impl Writer {
         Self { storage, head, segment_bytes, next, end, open: None, closed, spares, given, buffer, bytes_written: 0 }
     }
 
+    /// Makes the end of a log that is there safe, as it may have been written and never synced: its last whole group is
+    /// written again and synced. Segments go on above `newest`, which an earlier run has begun. The writer behind it all.
+    ///
+    /// # Errors
+    /// As the storage says.
+    pub fn settled(storage: &Arc<dyn Storage>, check: (u32, u64), segment_bytes: u32, newest: u32) -> io::Result<Self> {
+        let mut segments = BTreeMap::new();
+        for name in storage.list()? {
+            if let Some(number) = name.strip_suffix(".seg").and_then(|n| u32::from_str_radix(n, 16).ok()) {
+                segments.insert(number, storage.open(&name, false)?.len()?);
+            }
+        }
+        let super::Tail { end, last } = super::tail(&**storage)?;
+        let mut writer = Self::new(Arc::clone(storage), check, segment_bytes, end, segments);
+        writer.adopt_spares()?;
+        writer.begin_above(newest);
+        if let Some(last) = last {
+            writer.copy(&last)?;
+        }
+        Ok(writer)
+    }
+
     /// Address of the next group, if it goes into the open segment.
     #[must_use]
     pub const fn end(&self) -> u64 {

@@ -10,8 +10,8 @@ use super::clock::{DOWN_MS_MAX, unix_ms};
 use super::{Clock, Shared};
 use crate::lane::{LaneMessage, Mailbox, Recovered};
 use crate::log::{
-    Checkpoints, Damage, Directory, Disk, DiskLog, Identity, LogReader, Notify, Options, Scan, Storage, Tail, Writer,
-    scan, segment_name, segment_of, tail,
+    Checkpoints, Damage, Directory, Disk, DiskLog, Identity, LogReader, Notify, Options, Scan, Storage, Writer, scan,
+    segment_name, segment_of,
 };
 use crate::partition::Resumed;
 use crate::record::{Replay, Replayed};
@@ -94,25 +94,6 @@ pub fn reread(shared: &Shared, lane: u16, now_ms: u64) -> (Recovered, Resumed) {
     }
 }
 
-/// Makes the end of the log safe: what is there may have been written and never synced. A writer that goes on behind it.
-fn settle(storage: &Arc<dyn Storage>, identity: &Identity) -> std::io::Result<Writer> {
-    let check = (identity.partitions, key_check(&identity.key));
-    let mut segments = BTreeMap::new();
-    for name in storage.list()? {
-        if let Some(number) = name.strip_suffix(".seg").and_then(|n| u32::from_str_radix(n, 16).ok()) {
-            segments.insert(number, storage.open(&name, false)?.len()?);
-        }
-    }
-    let Tail { end, last } = tail(&**storage)?;
-    let mut writer = Writer::new(Arc::clone(storage), check, SEGMENT_BYTES, end, segments);
-    writer.adopt_spares()?;
-    writer.begin_above(identity.newest);
-    if let Some(last) = last {
-        writer.copy(&last)?;
-    }
-    Ok(writer)
-}
-
 fn has_segments(directory: &Directory) -> bool {
     let names = Disk { path: directory.log() }.list().unwrap_or_default();
     names.iter().any(|name| name.ends_with(".seg"))
@@ -153,7 +134,8 @@ pub fn open(settings: &DataSettings, partitions: usize, key: Option<&str>) -> Re
     let storage: Arc<dyn Storage> = Arc::new(Disk { path: directory.log() });
     let at_path = |e: String| format!("{}: {e}", path.display());
     let newest = identity.newest;
-    let writer = settle(&storage, &identity).map_err(|e| at_path(e.to_string()))?;
+    let check = (identity.partitions, key_check(&identity.key));
+    let writer = Writer::settled(&storage, check, SEGMENT_BYTES, newest).map_err(|e| at_path(e.to_string()))?;
     let (mut scan, partitions) = replay(&*storage, &identity).map_err(at_path)?;
     if newest > 0 && !scan.segments.contains_key(&newest) {
         let what = "the newest segment is missing; what was written last is lost".to_owned();

@@ -17,6 +17,7 @@ impl World {
                 assert!(c.uid == 0 || present && c.uid == session.uid, "its session was there");
                 (c.uid, c.session, c.connection) = (session.uid, Some(session), Some(connection));
                 (c.attaching, c.forgot) = (false, false);
+                assert!(present || self.used.insert(session.uid), "uid {:?} again", uid_parts(session.uid));
                 self.sessions.insert(session.uid);
                 self.step(p, Input::Opened { session }, None);
             }
@@ -29,6 +30,9 @@ impl World {
                 };
                 let key = (c.uid, body);
                 assert!(!self.released.contains(&key), "delivered again: {key:?}");
+                let queue = self.partitions[p].state().session(c.session.unwrap().slot).map(|s| &s.queue);
+                let index = queue.and_then(|q| q.index_of(d.id)).unwrap();
+                self.delivered.entry((c.uid, d.id)).and_modify(|i| *i = index.max(*i)).or_insert(index);
                 if d.qos == QoS::ExactlyOnce && !self.given.contains(&key) {
                     self.must.insert(key);
                 }
@@ -49,7 +53,9 @@ impl World {
             Effect::Fenced { question } => self.answered(question),
             Effect::Fetch { session, wanted } => self.fetches.push((p, session, wanted)),
             Effect::Again { session } => self.step(p, Input::Resume { session }, None),
-            Effect::Dropped { reason, .. } => assert!(matches!(reason, DropReason::SessionEnded | DropReason::Disk)),
+            Effect::Dropped { reason, .. } => {
+                assert!(matches!(reason, DropReason::SessionEnded | DropReason::Disk), "{reason:?}");
+            }
             Effect::Close { reason, .. } => panic!("closed: {reason:?}"),
             _ => {}
         }
@@ -57,7 +63,7 @@ impl World {
 
     fn answered(&mut self, number: usize) {
         match &mut self.asked[number] {
-            Asked::Publish { parts, to, publisher } => {
+            Asked::Publish { parts, to, publisher, body } => {
                 *parts -= 1;
                 if *parts > 0 {
                     return;
@@ -66,7 +72,8 @@ impl World {
                     self.must.insert(*key);
                 }
                 let held = publisher.and_then(|(i, id)| self.clients[i].outgoing.get_mut(&id));
-                held.into_iter().for_each(|held| held.2 = true);
+                // the answer to a repeat may come when the identifier means another message
+                held.into_iter().filter(|held| held.0 == *body).for_each(|held| held.2 = true);
             }
             Asked::Retain { topic, version } => {
                 let register = &mut self.retained[*topic];
@@ -123,9 +130,15 @@ impl World {
         self.step(i % PARTITIONS, Input::Detach { session: Some(session), client_id, connection, ending }, None);
     }
 
+    /// Which message this is, in memory or on the disk.
+    fn body_in(&self, e: &Entry) -> Option<u64> {
+        let body = e.body.clone().or_else(|| fetch(&self.disk, e.at, e.len));
+        body.map(|m| body_of(m.view().payload))
+    }
+
     fn publish(&mut self, body: u64, topic: usize, token: Token, origin: Origin, publisher: Option<(usize, u16)>) {
         let mut payload = body.to_be_bytes().to_vec();
-        payload.resize(8 + (body as usize * 37) % 300, 1);
+        payload.resize(8 + (body as usize * 37) % self.padding, 1);
         let qos = if publisher.is_some() { QoS::ExactlyOnce } else { QoS::AtLeastOnce };
         let mut head = Head::default();
         (head.qos, head.origin, head.publisher) = (qos, origin, 99);
@@ -138,13 +151,15 @@ impl World {
                 let m = Match { qos: sub.qos, no_local: false, retain_as_published: false, id: sub.id };
                 let matches = std::iter::once(m).collect();
                 targets.push(Target { partition: number, slot, group: false, matches });
-                // a repeated publish is not for those who have subscribed since
-                to.extend((!p.state().taken(origin)).then_some((s.uid, body)));
+                // a repeated publish is not for those who have subscribed since, but for those who have it
+                let has = |e: &Entry| e.needs_body() && self.body_in(e) == Some(body);
+                let wanted = !p.state().taken(origin) || s.queue.iter().any(|(_, e)| has(e));
+                to.extend(wanted.then_some((s.uid, body)));
             }
             fan.push(targets);
         }
         let parts = fan.iter().filter(|t| !t.is_empty()).count() + usize::from(publisher.is_some());
-        self.asked[token.number as usize] = Asked::Publish { parts, to, publisher };
+        self.asked[token.number as usize] = Asked::Publish { parts, to, publisher, body };
         for (p, targets) in fan.iter().enumerate().filter(|(_, t)| !t.is_empty()) {
             let input = Input::Publish { message: &message, targets, token: Some(token) };
             self.step(p, input, Some(body));
@@ -152,7 +167,7 @@ impl World {
     }
 
     fn ask(&mut self, publisher: Option<(usize, u16)>) -> usize {
-        self.asked.push(Asked::Publish { parts: usize::MAX, to: Vec::new(), publisher });
+        self.asked.push(Asked::Publish { parts: usize::MAX, to: Vec::new(), publisher, body: 0 });
         self.asked.len() - 1
     }
 
@@ -163,15 +178,20 @@ impl World {
         self.publish(number as u64, topic, token, Origin::default(), None);
     }
 
-    /// QoS 2: a new identifier, or one again that has no PUBREC.
+    /// QoS 2: a new identifier, or one again that has no PUBREC: on a new connection it must come, on the same one it may.
     fn hold(&mut self) {
-        let Some((i, session, connection)) = self.online() else { return };
-        let id = 1 + self.r.below(6) as u16;
-        let (body, topic) = (self.asked.len() as u64, self.r.below(TOPICS.len()));
-        let held = self.clients[i].outgoing.entry(id).or_insert((body, topic, false, true));
-        if held.2 || !std::mem::take(&mut held.3) {
-            return;
+        let Some((i, ..)) = self.online() else { return };
+        let (id, topic) = (1 + self.r.below(6) as u16, self.r.below(TOPICS.len()));
+        let held = self.clients[i].outgoing.get_mut(&id);
+        if held.is_none_or(|h| !h.2 && (std::mem::take(&mut h.3) || self.r.one_in(3))) {
+            self.hold_as(i, id, topic);
         }
+    }
+
+    fn hold_as(&mut self, i: usize, id: u16, topic: usize) {
+        let c = &mut self.clients[i];
+        let (session, connection) = (c.session.unwrap(), c.connection.unwrap());
+        c.outgoing.entry(id).or_insert((self.asked.len() as u64, topic, false, false));
         let token = Token { connection, number: self.ask(Some((i, id))) as u64 };
         self.step(i % PARTITIONS, Input::Hold { session, id, token }, None);
     }
@@ -181,6 +201,8 @@ impl World {
         let number = token.number as usize;
         let Asked::Publish { publisher: Some((i, id)), .. } = self.asked[number] else { panic!() };
         let (body, topic, ..) = self.clients[i].outgoing[&id];
+        let before = self.origins.insert((origin.uid, origin.n), body);
+        assert!(before.is_none_or(|b| b == body), "number {} of an origin is {before:?} and {body}", origin.n);
         self.publish(body, topic, token, origin, Some((i, id)));
         self.step(i % PARTITIONS, Input::Fence { question: number }, None);
     }
@@ -255,5 +277,39 @@ impl World {
         let (p, session, wanted) = self.fetches.remove(0);
         let bodies = wanted.iter().map(|w| (w.index, w.at, fetch(&self.disk, w.at, w.len))).collect();
         self.step(p, Input::Fetched { session, bodies }, None);
+    }
+
+    fn bring_online(&mut self, i: usize) {
+        while self.clients[i].connection.is_none() {
+            self.attach();
+            self.quiesce();
+        }
+    }
+
+    /// The first client is online, with a subscription at QoS 1 that is safe.
+    fn one_subscriber(&mut self) {
+        self.bring_online(0);
+        let session = self.clients[0].session.unwrap();
+        let subscription = Subscription { qos: QoS::AtLeastOnce, ..Subscription::default() };
+        let ask = Ask { filter: TOPICS[0], subscription };
+        self.partitions[0].subscribe(self.now_ms, session, &ask, &mut Effects::new());
+        self.quiesce();
+    }
+
+    /// Messages for the first client, which acknowledges each that it gets; `safe`: they are, their ends are not.
+    fn publish_and_acknowledge(&mut self, n: usize, safe: bool) {
+        for _ in 0..n {
+            let number = self.ask(None);
+            let connection = self.clients[0].connection.unwrap();
+            let token = Token { connection, number: number as u64 };
+            self.publish(number as u64, 0, token, Origin::default(), None);
+            if safe {
+                self.quiesce();
+            }
+            self.fetched();
+            while !self.clients[0].inbox.is_empty() {
+                self.acknowledge();
+            }
+        }
     }
 }

@@ -2,14 +2,15 @@
 
 /// The log's side.
 impl World {
+    /// Each partition is a lane: it hands over a piece, the last one of its walk with what the walk found.
     fn collect(&mut self) {
-        let batches: Vec<_> = self.partitions.iter_mut().filter_map(Partition::take_batch).collect();
-        if !batches.is_empty() {
-            let (now_ms, epoch) = (self.now_ms, self.incarnation);
-            self.waiting.push(Piece { now_ms, epoch, batches, ..Piece::default() });
-        }
-        if let Some(walking) = &mut self.walking {
-            walking.handed = walking.walks.iter().all(|(_, done)| *done);
+        for (lane, p) in (0..).zip(&mut self.partitions) {
+            let done = self.walking.as_mut().filter(|w| w.walks[usize::from(lane)].1);
+            let walked = done.and_then(|w| w.walked[usize::from(lane)].take());
+            let batches: Vec<_> = p.take_batch().into_iter().collect();
+            if walked.is_some() || !batches.is_empty() {
+                self.waiting.push(Piece { lane, now_ms: self.now_ms, epoch: self.incarnation, batches, walked });
+            }
         }
     }
 
@@ -23,14 +24,14 @@ impl World {
         let result = self.writer.write(&self.writing, self.now_ms, true);
         self.rules.disk_failing.store(result.is_err(), Ordering::Relaxed);
         let Ok(located) = result else { return };
-        self.writing.clear();
+        let walks: Vec<Walked> = self.writing.drain(..).filter_map(|piece| piece.walked).collect();
         for l in located {
             let input = Input::Safe { number: l.number, up_to: l.up_to, address: l.address };
             self.step(usize::from(l.partition), input, None);
         }
-        if self.waiting.is_empty() && self.walking.as_ref().is_some_and(|w| w.handed) {
-            let walked = self.walking.take().unwrap().walked;
-            let complete = self.checkpoints.walked(&walked, self.writer.closed()).unwrap();
+        for walked in walks {
+            let Some(complete) = self.checkpoints.walked(&walked, self.writer.closed()) else { continue };
+            self.walking = None;
             self.checkpoint = Some(complete.begin);
             self.checkpoints_done += 1;
             if self.frees && !complete.free.is_empty() {
@@ -49,15 +50,16 @@ impl World {
             let mut emptying = Emptying::new(self.checkpoints.to_empty());
             while !emptying.read_some(&self.writer) {}
             let emptied = emptying.done();
-            self.begin = self.writer.end();
-            let number = self.checkpoints.begin(self.begin, emptied.keys().copied().collect());
-            let walked = Walked { number, ..Walked::default() };
+            let number = self.checkpoints.begin(self.writer.end(), emptied.keys().copied().collect());
+            let walked = (0..PARTITIONS).map(|_| Some(Walked { number, ..Walked::default() })).collect();
             let walks = (0..PARTITIONS).map(|_| (Walk::default(), false)).collect();
-            self.walking = Some(Walking { walks, emptied, walked, handed: false });
+            self.walking = Some(Walking { walks, emptied, walked });
         }
-        let Some(w) = &mut self.walking else { return };
-        if let Some(p) = w.walks.iter().position(|(_, done)| !done) {
-            w.walks[p].1 = self.partitions[p].walk(&mut w.walks[p].0, &w.emptied, &mut w.walked, budget);
+        let (Some(w), first) = (&mut self.walking, self.r.below(PARTITIONS)) else { return };
+        let order = (0..PARTITIONS).map(|i| (first + i) % PARTITIONS);
+        if let Some((p, walked)) = order.filter(|p| !w.walks[*p].1).find_map(|p| Some((p, w.walked[p].take()?))) {
+            let walked = w.walked[p].insert(walked);
+            w.walks[p].1 = self.partitions[p].walk(&mut w.walks[p].0, &w.emptied, walked, budget);
         }
         self.collect();
     }
@@ -76,8 +78,11 @@ impl World {
             17 => self.fetched(),
             18 => self.walk(),
             19 => self.collect(),
-            _ => {
-                self.collect();
+            n => {
+                // the log takes what was handed over, whether more is about to come or not
+                if n > 20 {
+                    self.collect();
+                }
                 self.write();
             }
         }
@@ -99,12 +104,12 @@ impl World {
                 break;
             }
         }
-        let live: Vec<u64> = self.partitions.iter().map(|p| digest(p.state())).collect();
+        let live: Vec<_> = self.partitions.iter().map(|p| sum(p.state())).collect();
         let (scan, all) = replayed(&self.disk, self.checkpoint);
         assert!(scan.damaged.is_empty(), "nothing was damaged: {:?}", scan.damaged);
-        assert_eq!(live, digests(&all), "as the log says from {:x?}", self.checkpoint);
+        assert_eq!(live, sums(&all), "as the log says from {:x?}", self.checkpoint);
         if !self.freed {
-            assert_eq!(live, digests(&replayed(&self.disk, None).1), "as the whole log says");
+            assert_eq!(live, sums(&replayed(&self.disk, None).1), "as the whole log says");
         }
     }
 }

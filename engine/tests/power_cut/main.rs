@@ -12,14 +12,14 @@ use roostmq_engine::channel::{ConnectionId, SessionRef, Token};
 use roostmq_engine::codec::{AckKind, QoS, Reason};
 use roostmq_engine::limits::Drop as DropReason;
 use roostmq_engine::log::{
-    Checkpoints, Emptied, Emptying, File, Piece, Scan, Storage, Tail, Walked, Wanted, Writer, offset_of, scan,
-    segment_of, tail,
+    Checkpoints, Emptied, Emptying, File, Piece, Scan, Storage, Walked, Wanted, Writer, offset_of, scan, segment_of,
 };
 use roostmq_engine::message::{Head, Inbound, Message, Origin, Stored};
 use roostmq_engine::partition::{
     Ask, Body, BodyCache, Effect, Effects, Ending, Input, Match, Partition, Resumed, Rules, Target, Walk,
 };
-use roostmq_engine::record::{Replay, digest, read_record, uid_parts};
+use roostmq_engine::queue::{Entry, Queue};
+use roostmq_engine::record::{Replay, State, digest, read_record, uid_parts};
 use roostmq_engine::session::{Attach, NEVER, Subscription};
 
 const PARTITIONS: usize = 3;
@@ -54,7 +54,7 @@ impl Register {
 
 /// What waits for an answer.
 enum Asked {
-    Publish { parts: usize, to: Vec<(u64, u64)>, publisher: Option<(usize, u16)> },
+    Publish { parts: usize, to: Vec<(u64, u64)>, publisher: Option<(usize, u16)>, body: u64 },
     Retain { topic: usize, version: usize },
     Subscribe { uid: u64, topic: usize, version: usize },
 }
@@ -76,11 +76,11 @@ struct Client {
     releasing: BTreeSet<u16>,
 }
 
+/// A checkpoint under way; each partition is in a lane of its own.
 struct Walking {
     walks: Vec<(Walk, bool)>,
     emptied: Emptied,
-    walked: Walked,
-    handed: bool,
+    walked: Vec<Option<Walked>>,
 }
 
 /// A broker with its clients, and what they were told.
@@ -94,7 +94,6 @@ struct World {
     waiting: Vec<Piece>,
     checkpoints: Checkpoints,
     walking: Option<Walking>,
-    begin: u64,
     /// As `roost.json` has it.
     checkpoint: Option<u64>,
     incarnation: u32,
@@ -107,10 +106,18 @@ struct World {
     fetches: Vec<(usize, SessionRef, Vec<Wanted>)>,
     sessions: BTreeSet<u64>,
     ended: BTreeSet<u64>,
+    /// Every uid that a session has had, safe or not.
+    used: BTreeSet<u64>,
     /// Session and message: acknowledged, answered by the subscriber, released to the subscriber.
     must: BTreeSet<(u64, u64)>,
     given: BTreeSet<(u64, u64)>,
     released: BTreeSet<(u64, u64)>,
+    /// What was published under which number of which origin, as far as a partition has taken it.
+    origins: BTreeMap<(u64, u64), u64>,
+    /// Session and identifier: the latest index that was delivered under it.
+    delivered: BTreeMap<(u64, u16), u64>,
+    /// Bytes of a payload beyond its number, at most.
+    padding: usize,
     retained: Vec<Register>,
     subscriptions: BTreeMap<(u64, usize), Register>,
     cuts: usize,
@@ -131,25 +138,13 @@ fn replayed(storage: &dyn Storage, from: Option<u64>) -> (Scan, Vec<(Replay, u64
     (scan.unwrap(), all)
 }
 
-fn digests(all: &[(Replay, u64)]) -> Vec<u64> {
-    all.iter().map(|(replay, _)| digest(&replay.state)).collect()
+/// What a partition is: its digest, and the index that the next message of each session gets, also of an empty queue.
+fn sum(state: &State) -> (u64, BTreeMap<u64, u64>) {
+    (digest(state), state.each().map(|(_, s)| (s.uid, s.queue.next_index())).collect())
 }
 
-/// As `port::recovery::settle`.
-fn settle(disk: &Cut, segment_bytes: u32) -> io::Result<Writer> {
-    let mut segments = BTreeMap::new();
-    for name in disk.list()? {
-        if let Some(number) = name.strip_suffix(".seg").and_then(|n| u32::from_str_radix(n, 16).ok()) {
-            segments.insert(number, disk.open(&name, false)?.len()?);
-        }
-    }
-    let Tail { end, last } = tail(disk)?;
-    let mut writer = Writer::new(Arc::new(disk.clone()), (PARTITIONS as u32, KEY), segment_bytes, end, segments);
-    writer.adopt_spares()?;
-    if let Some(last) = last {
-        writer.copy(&last)?;
-    }
-    Ok(writer)
+fn sums(all: &[(Replay, u64)]) -> Vec<(u64, BTreeMap<u64, u64>)> {
+    all.iter().map(|(replay, _)| sum(&replay.state)).collect()
 }
 
 fn fetch(disk: &Cut, at: u64, len: u32) -> Option<Stored> {
@@ -182,9 +177,8 @@ impl World {
             writer,
             writing: Vec::new(),
             waiting: Vec::new(),
-            checkpoints: Checkpoints::new(1, 1, 0),
+            checkpoints: Checkpoints::new(PARTITIONS, 1, 0),
             walking: None,
-            begin: 0,
             checkpoint: None,
             incarnation: 0,
             frees,
@@ -196,9 +190,13 @@ impl World {
             fetches: Vec::new(),
             sessions: BTreeSet::new(),
             ended: BTreeSet::new(),
+            used: BTreeSet::new(),
             must: BTreeSet::new(),
             given: BTreeSet::new(),
             released: BTreeSet::new(),
+            origins: BTreeMap::new(),
+            delivered: BTreeMap::new(),
+            padding: 300,
             retained: TOPICS.iter().map(|_| Register::default()).collect(),
             subscriptions: BTreeMap::new(),
             cuts: 0,
@@ -210,6 +208,7 @@ impl World {
 
     /// The power is gone; the broker starts, perhaps more than once.
     fn start(&mut self) {
+        self.used.extend(self.partitions.iter().flat_map(|p| p.state().each()).map(|(_, s)| s.uid));
         loop {
             self.disk.0.lock().unwrap().power_cut();
             self.cuts += 1;
@@ -217,18 +216,19 @@ impl World {
                 self.disk.0.lock().unwrap().left = 1 + self.r.below(12);
             }
             self.incarnation += 1;
-            if let Ok(writer) = settle(&self.disk, self.segment_bytes) {
+            let disk: Arc<dyn Storage> = Arc::new(self.disk.clone());
+            if let Ok(writer) = Writer::settled(&disk, (PARTITIONS as u32, KEY), self.segment_bytes, 0) {
                 self.writer = writer;
                 break;
             }
         }
         let (scan, all) = replayed(&self.disk, self.checkpoint);
         assert!(scan.damaged.is_empty(), "nothing was damaged: {:?}", scan.damaged);
-        let before = digests(&all);
+        let before = sums(&all);
         if !self.freed {
             let (whole, from_the_beginning) = replayed(&self.disk, None);
             assert!(whole.damaged.is_empty(), "nothing was damaged: {:?}", whole.damaged);
-            assert_eq!(before, digests(&from_the_beginning), "checkpoint {:x?}", self.checkpoint);
+            assert_eq!(before, sums(&from_the_beginning), "checkpoint {:x?}", self.checkpoint);
         }
         self.now_ms = self.now_ms.max(scan.now_ms) + 1;
         let cache = Arc::new(BodyCache::new([0, 600, 1 << 20][self.r.below(3)]));
@@ -238,11 +238,11 @@ impl World {
             .zip(all)
             .map(|(p, (replay, last))| Partition::recovered(p, self.rules.clone(), replay, Resumed { last, ..resumed }))
             .collect();
-        let after: Vec<u64> = self.partitions.iter().map(|p| digest(p.state())).collect();
+        let after: Vec<_> = self.partitions.iter().map(|p| sum(p.state())).collect();
         assert_eq!(before, after, "recovered as it was read");
         self.check();
         (self.writing, self.waiting, self.fetches) = (Vec::new(), Vec::new(), Vec::new());
-        (self.checkpoints, self.walking) = (Checkpoints::new(1, 1, 0), None);
+        (self.checkpoints, self.walking) = (Checkpoints::new(PARTITIONS, 1, 0), None);
         for p in 0..PARTITIONS {
             let mut out = Effects::new();
             self.partitions[p].resume_all(resumed, &mut out);
@@ -263,6 +263,11 @@ impl World {
                         .map(|(t, topic)| ((s.uid, t), s.subscriptions.get(*topic).map(|s| u64::from(s.id)))),
                 );
                 for (index, e) in s.queue.iter().filter(|(_, e)| e.needs_body()) {
+                    let latest = self.delivered.get(&(s.uid, Queue::identifier(index)));
+                    assert!(
+                        latest.is_none_or(|l| *l <= index),
+                        "{index} comes again under the identifier of {latest:?}"
+                    );
                     let body = fetch(&self.disk, e.at, e.len).unwrap_or_else(|| panic!("no body {index} {:x}", e.at));
                     let key = (s.uid, body_of(body.view().payload));
                     assert!(there.insert(key), "twice in a queue: {key:?}");
@@ -286,6 +291,9 @@ impl World {
             let message = self.partitions[t % PARTITIONS].state().retained.get(topic);
             self.retained[t].found(message.map(|m| body_of(m.view().payload)), "retained");
         }
+        let partitions = &self.partitions;
+        let taken = |uid, n| partitions.iter().any(|p| p.state().taken(Origin { uid, n, answered: 0 }));
+        self.origins.retain(|(uid, n), _| taken(*uid, *n));
         self.must = there.difference(&self.given).copied().collect();
         self.sessions = uids;
         self.ended.clear();
@@ -366,4 +374,40 @@ fn nothing_acknowledged_is_lost_when_the_disk_refuses() {
 fn nothing_acknowledged_is_lost_when_segments_are_freed() {
     lives(false, true);
     lives(true, true);
+}
+
+/// An identifier goes to another message only when the acknowledgement of the last one is safe: otherwise that one would
+/// come again after a power cut, under an identifier that means something newer to its subscriber.
+#[test]
+fn an_identifier_waits_for_its_last_acknowledgement() {
+    let mut world = World::new(7, false, false);
+    world.padding = 1;
+    world.one_subscriber();
+    world.publish_and_acknowledge(4, true);
+    world.publish_and_acknowledge(65_540, false);
+    let given = world.given.len();
+    assert_eq!(given, 65_535, "as many as there are identifiers, and no more while nothing is safe");
+    world.start();
+    world.one_subscriber();
+    world.publish_and_acknowledge(10, true);
+    assert!(world.given.len() > given, "it goes on after the power cut");
+}
+
+/// A publisher that repeats an unfinished QoS 2 message on the same connection is answered only when what the first one
+/// wrote elsewhere is safe too, although nothing is written for the repeat.
+#[test]
+fn a_repeat_waits_for_what_it_repeats() {
+    let mut world = World::new(7, false, false);
+    world.one_subscriber();
+    world.bring_online(1);
+    world.hold_as(1, 1, 0);
+    world.write();
+    world.hold_as(1, 1, 0);
+    assert!(!world.clients[1].outgoing[&1].2, "the identifier is safe, the message is not");
+    world.start();
+    world.bring_online(1);
+    world.hold_as(1, 1, 0);
+    world.quiesce();
+    assert!(world.clients[1].outgoing[&1].2 && !world.must.is_empty());
+    world.start();
 }
