@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use roostmq_engine::channel::{ConnectionId, SessionRef, Token};
 use roostmq_engine::codec::{AckKind, QoS, Reason};
-use roostmq_engine::log::{Directory, Disk, Emptied, Identity, Piece, Storage, Walked, Writer, scan};
+use roostmq_engine::log::{Directory, Disk, Emptying, Identity, Piece, Storage, Walked, Writer, scan};
 use roostmq_engine::message::{Head, Inbound, Message, Origin};
 use roostmq_engine::partition::{
     Ask, BodyCache, Effect, Effects, Ending, Input, Match, Partition, Resumed, Rules, Target, Walk,

@@ -192,6 +192,26 @@ impl Lane {
         }
     }
 
+    /// After a panic, with a log: what this tick was about to say was never said, as its records may be lost (the number of
+    /// a message would be used again for another one). Sockets go on to where they belong; peers are still confirmed.
+    pub(super) fn take_back_mail(&mut self) {
+        if self.shared.log.is_none() {
+            return;
+        }
+        for (batch, sent) in self.outgoing.iter_mut().zip(&mut self.sent) {
+            let before = batch.len();
+            batch.retain(|m| {
+                matches!(m, LaneMessage::Socket { .. } | LaneMessage::Connection(_) | LaneMessage::Confirm { .. })
+            });
+            *sent -= (before - batch.len()) as u64;
+        }
+        for message in self.outgoing.iter_mut().flatten() {
+            if let LaneMessage::Confirm { sent, .. } = message {
+                sent.clone_from(&self.sent);
+            }
+        }
+    }
+
     pub(super) fn receive_mail(&mut self) {
         let Some(mailbox) = self.shared.mailboxes.get(usize::from(self.number)) else { return };
         self.inbox.extend(mailbox.take().into_iter().map(|(from, batch)| (from, batch.into_iter())));

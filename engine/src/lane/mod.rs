@@ -12,6 +12,8 @@ mod effects;
 mod exchange;
 mod explain;
 mod ingest;
+#[cfg(test)]
+mod log_tests;
 mod orders;
 mod peers;
 mod route;
@@ -236,7 +238,8 @@ impl Lane {
         }
     }
 
-    /// Forgets everything that is not in the log; without one that is everything.
+    /// Forgets everything that is not in the log; without one that is everything. A tick counts as a whole: what it had not
+    /// handed over to the log did not happen, and nobody was told.
     fn restart(&mut self) {
         let (shared, config) = (Arc::clone(&self.shared), Arc::clone(&self.config));
         for (_, c) in &self.connections {
@@ -267,6 +270,7 @@ impl Lane {
         // what the peers want is still true; what was wanted here is not
         self.interest.forget_own();
         std::mem::swap(&mut fresh.interest, &mut self.interest);
+        self.take_back_mail();
         fresh.sent.clone_from(&self.sent);
         fresh.received.clone_from(&self.received);
         // names are never used again, what was said is said, what has come is read

@@ -16,15 +16,15 @@ pub const POISON_FILTER: &str = "lane/panic/#";
 const KEY: &str = "000102030405060708090a0b0c0d0e0f";
 
 /// A client of MQTT 5 that speaks in bytes.
-struct Client(TcpStream);
+pub struct Client(pub TcpStream);
 
 impl Client {
-    fn connect(port: u16, id: &str) -> Self {
+    pub fn connect(port: u16, id: &str) -> Self {
         Self::resume(port, id, true).0
     }
 
     /// With a session that outlives the connection; the flag says whether there was one.
-    fn resume(port: u16, id: &str, clean: bool) -> (Self, bool) {
+    pub fn resume(port: u16, id: &str, clean: bool) -> (Self, bool) {
         let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         let mut client = Self(stream);
@@ -37,14 +37,14 @@ impl Client {
         (client, body[0] == 1)
     }
 
-    fn send(&mut self, first: u8, body: &[u8]) {
+    pub fn send(&mut self, first: u8, body: &[u8]) {
         let mut bytes = vec![first, u8::try_from(body.len()).unwrap()];
         bytes.extend(body);
         self.0.write_all(&bytes).unwrap();
     }
 
     /// The next packet; `None` when the connection ends.
-    fn packet(&mut self) -> Option<(u8, Vec<u8>)> {
+    pub fn packet(&mut self) -> Option<(u8, Vec<u8>)> {
         let mut head = [0; 2];
         self.0.read_exact(&mut head).ok()?;
         let mut body = vec![0; usize::from(head[1])];
@@ -52,36 +52,45 @@ impl Client {
         Some((head[0], body))
     }
 
-    fn subscribe(&mut self, filter: &str) {
-        let mut body = vec![0, 1, 0];
-        body.extend(text(filter));
-        body.push(1);
-        self.send(0x82, &body);
-        let (first, body) = self.packet().unwrap();
-        assert_eq!((first, *body.last().unwrap()), (0x90, 1), "SUBACK of {filter}");
+    pub fn subscribe(&mut self, filter: &str) {
+        self.subscribe_at(filter, 1);
     }
 
-    fn publish(&mut self, topic: &str, retain: bool) {
+    pub fn subscribe_at(&mut self, filter: &str, qos: u8) {
+        let mut body = vec![0, 1, 0];
+        body.extend(text(filter));
+        body.push(qos);
+        self.send(0x82, &body);
+        let (first, body) = self.packet().unwrap();
+        assert_eq!((first, *body.last().unwrap()), (0x90, qos), "SUBACK of {filter}");
+    }
+
+    pub fn publish(&mut self, topic: &str, retain: bool) {
         let mut body = text(topic);
         body.extend([0, 7, 0, b'x']);
         self.send(0x32 | u8::from(retain), &body);
     }
 
-    fn ping(&mut self) {
+    pub fn ping(&mut self) {
         self.send(0xc0, &[]);
         assert_eq!(self.packet().unwrap().0, 0xd0, "PINGRESP");
     }
 }
 
-fn text(s: &str) -> Vec<u8> {
+pub fn text(s: &str) -> Vec<u8> {
     [&u16::try_from(s.len()).unwrap().to_be_bytes(), s.as_bytes()].concat()
 }
 
 /// Two lanes, and the first listener's port.
 fn start() -> (Engine, u16) {
+    start_with(&Value::Null)
+}
+
+/// The same with a data directory.
+pub fn start_with(data: &Value) -> (Engine, u16) {
     let settings = json!({
         "lanes": 2, "key": KEY, "listeners": [{"name": "tcp", "host": "127.0.0.1"}],
-        "access": [{"allow_anonymous": true}],
+        "access": [{"allow_anonymous": true}], "data": data,
     });
     let engine = Engine::start(&settings.to_string()).unwrap();
     let events: Vec<Value> = serde_json::from_str(&engine.poll()).unwrap();
@@ -91,13 +100,13 @@ fn start() -> (Engine, u16) {
 }
 
 /// A name that hashes to a lane.
-fn name_in(lane: u16, prefix: &str) -> String {
+pub fn name_in(lane: u16, prefix: &str) -> String {
     let key = u128::from_str_radix(KEY, 16).unwrap();
     let ring = Ring::new(((key >> 64) as u64, key as u64), 64, 2);
     (0..).map(|i| format!("{prefix}{i}")).find(|n| ring.lane(ring.partition(n)) == lane).unwrap()
 }
 
-fn wait_for(engine: &Engine, event: &str) {
+pub fn wait_for(engine: &Engine, event: &str) {
     let until = Instant::now() + Duration::from_secs(5);
     while Instant::now() < until {
         if engine.poll().contains(event) {
@@ -109,7 +118,7 @@ fn wait_for(engine: &Engine, event: &str) {
 }
 
 /// Makes lane 1 panic with a publish from lane 0 that it never answers; the publisher.
-fn poison(engine: &Engine, port: u16) -> Client {
+pub fn poison(engine: &Engine, port: u16) -> Client {
     let mut victim = Client::connect(port, &name_in(1, "victim"));
     victim.subscribe(POISON);
     let mut publisher = Client::connect(port, &name_in(0, "publisher"));

@@ -62,7 +62,8 @@ pub struct LogStats {
 struct Inbox {
     pieces: Vec<Piece>,
     closing: bool,
-    restarted: bool,
+    /// Lanes that have begun anew, counted.
+    restarts: u64,
 }
 
 #[derive(Default)]
@@ -71,8 +72,12 @@ struct Desk {
     bell: Condvar,
     /// Bytes that wait to be written.
     waiting: AtomicUsize,
-    /// Segments are being read: none is given back.
-    held: AtomicBool,
+    /// So many read segments: none is given back.
+    held: AtomicUsize,
+    /// Restarts of lanes of which the thread knows: what was handed over before them is written.
+    rested: AtomicU64,
+    /// The broker ends: nobody waits for a disk any more.
+    ending: AtomicBool,
 }
 
 /// The log of this process.
@@ -114,6 +119,7 @@ impl DiskLog {
             now_ms: 0,
             walks: VecDeque::new(),
             emptying: None,
+            restarts: 0,
         };
         work.measure();
         let thread = std::thread::Builder::new().name("log".to_owned()).spawn(move || work.run())?;
@@ -139,24 +145,35 @@ impl DiskLog {
         self.desk.waiting.load(Ordering::Relaxed)
     }
 
-    /// A lane has begun anew and reads its partitions again: what it wrote is written, and a checkpoint under way is given
-    /// up. Returns where the last complete one begins.
+    /// A lane has begun anew and reads its partitions again. Waits, also for a disk in trouble, until everything that it
+    /// had handed over is written and a checkpoint under way is given up: what is read without that would be written over
+    /// by it later. Returns where the last complete checkpoint begins; until `hold(false)` no segment is given back.
     pub fn before_reading(&self) -> Option<u64> {
-        if let Ok(mut inbox) = self.desk.inbox.lock() {
-            inbox.restarted = true;
-        }
-        for _ in 0..1_000 {
-            if self.waiting() == 0 {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(5));
+        self.hold(true);
+        let ticket = self.desk.inbox.lock().map_or(0, |mut inbox| {
+            inbox.restarts += 1;
+            inbox.restarts
+        });
+        self.desk.bell.notify_one();
+        while self.desk.rested.load(Ordering::Acquire) < ticket && !self.desk.ending.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(1));
         }
         Some(self.stats.checkpoint.load(Ordering::Relaxed)).filter(|at| *at != 0)
     }
 
-    /// While segments are read from outside none is given back.
+    /// While segments are read from outside none is given back. Each `true` is followed by a `false`.
     pub fn hold(&self, held: bool) {
-        self.desk.held.store(held, Ordering::Relaxed);
+        let held_by = &self.desk.held;
+        if held {
+            held_by.fetch_add(1, Ordering::Relaxed)
+        } else {
+            held_by.fetch_sub(1, Ordering::Relaxed)
+        };
+    }
+
+    /// The broker ends: a lane that waits for the disk waits no more.
+    pub fn end_waiting(&self) {
+        self.desk.ending.store(true, Ordering::Relaxed);
     }
 
     /// Writes what waits, says that the log ends here as it should, and ends the thread.
@@ -193,12 +210,14 @@ struct Work {
     walks: VecDeque<super::Walked>,
     /// What the next checkpoint shall empty, while it is read.
     emptying: Option<Emptying>,
+    /// Restarts of lanes that were seen.
+    restarts: u64,
 }
 
 impl Work {
     fn run(&mut self) {
         loop {
-            let (pieces, closing) = self.next();
+            let (pieces, closing, restarts) = self.next();
             if !pieces.is_empty() && !self.write_until_safe(pieces) {
                 return;
             }
@@ -206,6 +225,7 @@ impl Work {
             self.try_again();
             self.look_after_checkpoints();
             self.measure();
+            self.desk.rested.store(restarts, Ordering::Release);
             if closing && self.desk.inbox.lock().is_ok_and(|i| i.pieces.is_empty()) {
                 let _ = self.writer.end_cleanly(self.now_ms, unix_ms());
                 return;
@@ -213,24 +233,25 @@ impl Work {
         }
     }
 
-    fn next(&mut self) -> (Vec<Piece>, bool) {
+    fn next(&mut self) -> (Vec<Piece>, bool, u64) {
         let wait = match self.unsynced {
             _ if self.emptying.is_some() => Duration::ZERO,
             Some(since) => Duration::from_millis(self.options.sync_every_ms).saturating_sub(since.elapsed()),
             None => IDLE,
         };
-        let Ok(mut inbox) = self.desk.inbox.lock() else { return (Vec::new(), true) };
-        if inbox.pieces.is_empty() && !inbox.closing {
+        let Ok(mut inbox) = self.desk.inbox.lock() else { return (Vec::new(), true, 0) };
+        if inbox.pieces.is_empty() && !inbox.closing && inbox.restarts == self.restarts {
             inbox = match self.desk.bell.wait_timeout(inbox, wait) {
                 Ok((inbox, _)) => inbox,
-                Err(_) => return (Vec::new(), true),
+                Err(_) => return (Vec::new(), true, 0),
             };
         }
-        if std::mem::take(&mut inbox.restarted) {
+        if self.restarts != inbox.restarts {
+            self.restarts = inbox.restarts;
             self.checkpoints.give_up();
             self.stats.checkpoint_running.store(0, Ordering::Relaxed);
         }
-        (std::mem::take(&mut inbox.pieces), inbox.closing)
+        (std::mem::take(&mut inbox.pieces), inbox.closing, inbox.restarts)
     }
 
     /// Writes the pieces, again and again while the disk refuses. False if the broker ended meanwhile.
@@ -335,7 +356,7 @@ impl Work {
 
     fn look_after_checkpoints(&mut self) {
         let wanted = (self.options.tend)();
-        if self.desk.held.load(Ordering::Relaxed) {
+        if self.desk.held.load(Ordering::Relaxed) > 0 {
             return;
         }
         if self.unsynced.is_some() && !self.walks.is_empty() {

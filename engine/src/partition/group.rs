@@ -72,8 +72,8 @@ impl Partition {
     pub(super) fn group_leave(&mut self, name: &str, session: SessionRef, out: &mut Effects) {
         let Some(uid) = self.state.find_group(name) else { return };
         let Some(group) = self.state.group_mut(uid) else { return };
-        group.leave(session);
-        if group.is_empty() { self.group_close(uid, out) } else { self.group_pump(uid, out) }
+        let left = group.leave(session);
+        if left && group.is_empty() { self.group_close(uid, out) } else { self.group_pump(uid, out) }
     }
 
     fn group_close(&mut self, uid: u64, out: &mut Effects) {
@@ -167,7 +167,8 @@ impl Partition {
         let full = group.waiting() >= limits.queue_messages_max
             || group.bytes() + message.view.payload.len() > limits.queue_bytes_max && group.bytes() > 0;
         let refused = failing && group.logged;
-        if full || refused || !group.keeps() {
+        // one that the log knows and that has no members waits for them: its lane has begun anew
+        if full || refused || !(group.keeps() || group.logged && group.is_empty()) {
             let client_id = format!("$share/{}", group.name).into();
             let (topic, qos) = (message.view.topic.into(), message.view.head.qos);
             let reason = if refused { DropReason::Disk } else { DropReason::GroupFull };

@@ -150,11 +150,16 @@ impl Partition {
                 self.wanted.1 += i64::from(len);
             }
         }
+        let ended = match &record {
+            Record::SessionEnded { slot } => self.state.session(*slot),
+            _ => None,
+        };
+        let ended = ended.map_or(0, |s| s.queue.iter().filter(|(_, e)| e.needs_body()).count() as i64);
         let finished =
             matches!(record, Record::Acknowledged { .. } | Record::Received { .. } | Record::GivenBack { .. });
         let made = self.state.apply(record);
         let gone = before - bytes(self).min(before);
-        let (messages, bytes) = (i64::from(finished && gone > 0), i64::try_from(gone).unwrap_or(0));
+        let (messages, bytes) = (ended + i64::from(finished && gone > 0), i64::try_from(gone).unwrap_or(0));
         self.wanted.0 -= messages;
         self.wanted.1 -= bytes;
         if let Some(user) = slot.and_then(|s| self.state.session(s)).and_then(|s| s.user.as_ref()) {

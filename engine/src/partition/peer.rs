@@ -10,9 +10,18 @@ impl Partition {
     /// Takes the place of `before`: names that it gave are never given again, and what it kept counts no more.
     pub fn succeed(&mut self, before: &mut Self) {
         self.next_uid = self.next_uid.max(before.next_uid);
-        let count = |p: &Self| p.state.retained.len() as i64;
-        let bytes = |p: &Self| p.state.retained.bytes() as i64;
-        self.rules.retained.shift(count(self) - count(before), bytes(self) - bytes(before));
+        // what this one has was counted when it was made; what the broker says of itself never was
+        let retained = before.state.retained.each().filter(|m| m.head().publisher != 0);
+        let (count, bytes) = retained.fold((0, 0), |(count, bytes), m| (count + 1, bytes + m.len() as i64));
+        self.rules.retained.shift(-count, -bytes);
+        let (mut messages, mut bytes) = before.wanted;
+        for (_, s) in before.state.each().filter(|(_, s)| before.journal.on && s.durable()) {
+            let waits = s.queue.iter().filter(|(_, e)| e.needs_body()).count();
+            messages -= waits as i64;
+            bytes -= s.queue.bytes() as i64;
+            s.user.iter().for_each(|user| user.shift(-(waits as i64), -(s.queue.bytes() as i64)));
+        }
+        self.rules.queued.shift(messages, bytes);
         self.journal.go_on_after(&before.journal);
     }
 
@@ -36,7 +45,8 @@ impl Partition {
         }
     }
 
-    /// Groups with these names have forgotten their members: those of this partition join again.
+    /// Groups with these names have forgotten their members: those of this partition join again, and what the group had
+    /// given to them is given again, as the mail with it may be lost. A member knows what it has had.
     pub fn join_again(&self, forgotten: &dyn Fn(&str) -> bool, out: &mut Effects) {
         for (slot, s) in self.state.each() {
             let session = SessionRef { partition: self.number, slot, uid: s.uid };
@@ -45,7 +55,7 @@ impl Partition {
                 let Some(group) = super::subscribe::group_name(filter).filter(|g| forgotten(g)) else { continue };
                 let (qos, id, durable) = (subscription.qos, subscription.id, s.durable());
                 let member = Member { session, qos, id, online, durable, window, open: 0 };
-                out.push(Effect::GroupJoin { group: group.into(), member, again: false });
+                out.push(Effect::GroupJoin { group: group.into(), member, again: self.journal.on });
             }
         }
     }

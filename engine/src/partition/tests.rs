@@ -403,3 +403,37 @@ fn bodies_on_disk_are_delivered_without_room_for_them() {
         assert!(fetches > 0, "the bodies were in memory");
     }
 }
+
+/// What waits for sessions that outlive their connection is counted once: also when a partition takes another's place
+/// after a panic, and no more when the session ends. Its batches have numbers of their own.
+#[test]
+fn what_waits_is_counted_once() {
+    let cache = Arc::new(BodyCache::new(1024 * 1024));
+    let rules = Rules { cache, ..Rules::default() };
+    let mut p = Partition::new(3, rules.clone(), 1);
+    step(&mut p, attach(ME, false, 60, 10));
+    let session = SessionRef { partition: 3, slot: 0, uid: p.state().session(0).unwrap().uid };
+    for body in 0..5 {
+        publish(&mut p, session, QoS::AtLeastOnce, body, Default::default());
+    }
+    let ack = Input::Ack { session, connection: ME, kind: AckKind::Puback, id: 1, reason: Reason::SUCCESS };
+    step(&mut p, Input::Opened { session });
+    step(&mut p, ack);
+    let before = p.take_batch().unwrap();
+    let waits = rules.queued.totals();
+    publish(&mut p, session, QoS::AtLeastOnce, 9, Default::default()); // lost with the panic
+    let mut replay = crate::record::Replay::new(3);
+    let mut rest = &before.records[..];
+    while let Some((body, _)) = crate::record::next_record(&mut rest).unwrap() {
+        replay.record(body, 1 << 32).unwrap();
+    }
+    let resumed = Resumed { incarnation: 1, last: 20, ended_ms: 5_000, now_ms: 5_000 };
+    let mut again = Partition::recovered(3, rules.clone(), replay, resumed);
+    again.succeed(&mut p);
+    assert_eq!(rules.queued.totals(), waits, "as before");
+    again.resume_all(resumed, &mut Effects::new());
+    step(&mut again, attach(OTHER, true, 60, 10));
+    let number = again.take_batch().unwrap().number;
+    assert!(number > before.number, "the log may still answer for the batches before");
+    assert_eq!(rules.queued.totals(), (0, 0), "the session has ended");
+}

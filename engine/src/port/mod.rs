@@ -233,6 +233,9 @@ impl Engine {
     /// Ends every lane at once. A graceful end is the command `stop` before it.
     pub fn stop(&mut self) {
         self.broadcast(&Order::End);
+        if let Some(log) = &self.shared.log {
+            log.end_waiting();
+        }
         let me = std::thread::current().id();
         for handle in self.lanes.drain(..) {
             if handle.thread().id() != me {

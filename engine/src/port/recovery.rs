@@ -22,6 +22,9 @@ use crate::stats::LedgerEntry;
 /// Bytes of a segment.
 pub const SEGMENT_BYTES: u32 = 32 * 1024 * 1024;
 
+/// How often a lane that begins anew tries to read the log.
+const READ_ATTEMPTS: u64 = 6;
+
 /// What the log knew.
 pub struct Opened {
     directory: Directory,
@@ -81,7 +84,18 @@ pub fn reread(shared: &Shared, lane: u16, now_ms: u64) -> (Recovered, Resumed) {
     let resumed = Resumed { incarnation: shared.incarnation, last: 0, ended_ms: now_ms, now_ms };
     let (Some(log), Some((dir, identity))) = (&shared.log, &shared.data) else { return (Recovered::new(), resumed) };
     let identity = Identity { checkpoint: log.before_reading(), ..identity.clone() };
-    match replay(&Disk { path: dir.clone() }, &identity) {
+    let disk = Disk { path: dir.clone() };
+    // what cannot be read for a moment (no descriptors) must not count as gone
+    let mut read = replay(&disk, &identity);
+    for attempt in 1..READ_ATTEMPTS {
+        if read.is_ok() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(attempt * 100));
+        read = replay(&disk, &identity);
+    }
+    log.hold(false);
+    match read {
         Ok((_, all)) => {
             let mine = (0..).zip(all).filter(|(number, _)| shared.ring.lane(*number) == lane);
             let mine = mine.map(|(number, (replay, last))| (number, (replay, Resumed { last, ..resumed })));

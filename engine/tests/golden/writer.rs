@@ -262,8 +262,9 @@ impl Broker {
     fn checkpoint(&mut self) {
         let begin = self.writer.end();
         let segments: Vec<u32> = self.writer.closed().keys().copied().filter(|n| u64::from(*n) < begin >> 32).collect();
-        let read = |n: &u32| (*n, self.writer.read_segment(*n).unwrap());
-        let emptied: Emptied = segments.iter().step_by(2).map(read).collect();
+        let mut emptying = Emptying::new(segments.iter().step_by(2).copied().collect());
+        while !emptying.read_some(&self.writer) {}
+        let emptied = emptying.done();
         let mut walked = Walked::default();
         for p in &mut self.partitions {
             assert!(p.walk(&mut Walk::default(), &emptied, &mut walked, 1 << 20), "in one go");
