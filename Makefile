@@ -65,6 +65,10 @@ bench-durable: build
 	$(PY) bench/durable.py --write
 	$(PY) bench/pause.py --write
 
+# Beside mosquitto, if it is installed (Debian: mosquitto).
+bench-peers: build
+	$(PY) bench/peers.py --write
+
 wheel:
 	.venv/bin/maturin build --release --out dist
 
