@@ -30,23 +30,20 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/types.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
 #define FDS 65536
-enum { CREATED = 1, TRUNCATED = 2, FOLDER = 4 };
+enum { CREATED = 1, TRUNCATED = 2 };
 
 struct note {
-    uint32_t magic, op;
-    int32_t fd, error;
+    uint32_t magic, op; int32_t fd, error;
     uint64_t at;
     uint32_t name_len, data_len;
 };
 
 struct faults {
-    int write, sync, names, one_in, is_short, die;
-    long delay_us;
+    int write, sync, names, one_in, is_short, die, delay_us;
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -60,34 +57,20 @@ static unsigned char watched[FDS];
 #define NEXT(name) \
     static __typeof__(name) *next; \
     if (!next) \
-    next = (__typeof__(name) *)dlsym(RTLD_NEXT, #name)
+        next = (__typeof__(name) *)dlsym(RTLD_NEXT, #name)
 
-static ssize_t plain_write(int fd, const void *bytes, size_t n)
-{
-    NEXT(write);
-    return next(fd, bytes, n);
-}
+#define PLAIN(result, mine, name, types, values) \
+    static result mine types { \
+        NEXT(name); \
+        return next values; \
+    }
+PLAIN(ssize_t, plain_write, write, (int fd, const void *bytes, size_t n), (fd, bytes, n))
+PLAIN(ssize_t, plain_pwrite, pwrite64, (int fd, const void *bytes, size_t n, off_t at), (fd, bytes, n, at))
+PLAIN(ssize_t, plain_writev, writev, (int fd, const struct iovec *parts, int n), (fd, parts, n))
+PLAIN(int, plain_open, open64, (const char *path, int flags, mode_t mode), (path, flags, mode))
+PLAIN(int, plain_close, close, (int fd), (fd))
 
-static int plain_open(const char *path, int flags, mode_t mode)
-{
-    NEXT(open64);
-    return next(path, flags, mode);
-}
-
-static int plain_close(int fd)
-{
-    NEXT(close);
-    return next(fd);
-}
-
-static ssize_t plain_pwrite(int fd, const void *bytes, size_t n, off_t at)
-{
-    NEXT(pwrite64);
-    return next(fd, bytes, n, at);
-}
-
-__attribute__((constructor)) static void begin(void)
-{
+__attribute__((constructor)) static void begin(void) {
     const char *d = getenv("ROOST_LAYER_DIR"), *j = getenv("ROOST_LAYER_JOURNAL"), *c = getenv("ROOST_LAYER_CONTROL");
     if (!d || !j || !c || d[0] != '/')
         return;
@@ -100,18 +83,15 @@ __attribute__((constructor)) static void begin(void)
 }
 
 /* A journal that has a hole proves nothing: without room for it the process ends. */
-static void append(char op, int fd, int error, uint64_t at, const char *name, const void *data, size_t len)
-{
+static void append(char op, int fd, int error, uint64_t at, const char *name, const void *data, size_t len) {
     struct note n = {0x59414c52, (uint32_t)op, fd, error, at, name ? (uint32_t)strlen(name) : 0, (uint32_t)len};
     struct iovec parts[3] = {{&n, sizeof n}, {(void *)name, n.name_len}, {(void *)data, len}};
-    NEXT(writev);
-    if (next(journal, parts, 3) != (ssize_t)(sizeof n + n.name_len + len))
+    if (plain_writev(journal, parts, 3) != (ssize_t)(sizeof n + n.name_len + len))
         abort();
 }
 
 /* A process is introduced by its first change: those that leave the directory alone (a shell, `timeout`) never are. */
-static void note(char op, int fd, int error, uint64_t at, const char *name, const void *data, size_t len)
-{
+static void note(char op, int fd, int error, uint64_t at, const char *name, const void *data, size_t len) {
     static pid_t known;
     int before = errno;
     if (known != getpid()) {
@@ -123,8 +103,7 @@ static void note(char op, int fd, int error, uint64_t at, const char *name, cons
 }
 
 /* The name below the directory; "" is the directory, ".." its parent, whose sync makes the directory's name safe. */
-static const char *below(const char *path)
-{
+static const char *below(const char *path) {
     if (journal < 0 || !path)
         return NULL;
     if (strcmp(path, parent) == 0)
@@ -134,25 +113,14 @@ static const char *below(const char *path)
     return path[dir_len] ? path + dir_len + 1 : path + dir_len;
 }
 
-static int is_watched(int fd)
-{
-    return fd >= 0 && fd < FDS && watched[fd];
+static int is_watched(int fd) { return fd >= 0 && fd < FDS && watched[fd]; }
+static void watch(int fd, int on) { if (fd >= 0 && fd < FDS) watched[fd] = (unsigned char)on; }
+
+static int number_of(const char *words, const char *key) {
+    return strstr(words, key) ? atoi(strstr(words, key) + strlen(key)) : 0;
 }
 
-static void watch(int fd, int on)
-{
-    if (fd >= 0 && fd < FDS)
-        watched[fd] = (unsigned char)on;
-}
-
-static int number_of(const char *words, const char *key)
-{
-    const char *found = strstr(words, key);
-    return found ? atoi(found + strlen(key)) : 0;
-}
-
-static struct faults wanted(void)
-{
+static struct faults wanted(void) {
     struct faults f = {0};
     char words[256] = "";
     int before = errno, fd = plain_open(control, O_RDONLY | O_CLOEXEC, 0);
@@ -172,96 +140,67 @@ static struct faults wanted(void)
     return f;
 }
 
-static struct faults enter(void)
-{
+static struct faults enter(void) {
     struct faults f = wanted();
     pthread_mutex_lock(&lock);
-    if (f.die) {
+    if (f.die)
         kill(getpid(), SIGKILL);
-        for (;;)
-            pause();
-    }
+    while (f.die)
+        pause();
     return f;
 }
 
-static int leave(int result)
-{
+static int leave(int result) {
     pthread_mutex_unlock(&lock);
     return result;
 }
 
 /* Does this operation fail? Called only for those that a fault is wanted for. */
-static int strikes(const struct faults *f, int error)
-{
+static int strikes(const struct faults *f, int error) {
     chances = chances * 1103515245 + 12345;
     return error && (f->one_in < 2 || (chances >> 16) % (unsigned)f->one_in == 0);
 }
 
 /* ---- opening and closing */
 
-static int opened(const char *name, const char *path, int flags, mode_t mode)
-{
+static int any_open(const char *path, int flags, mode_t mode) {
+    const char *name = below(path);
     struct stat st;
-    enter();
-    int before = errno, there = stat(path, &st) == 0;
+    if (name)
+        enter();
+    int before = errno, there = name && stat(path, &st) == 0;
     errno = before;
     int fd = plain_open(path, flags, mode);
-    if (fd < 0)
-        return leave(fd);
-    int kind = there ? (flags & O_TRUNC ? TRUNCATED : 0) : CREATED;
-    if (fstat(fd, &st) == 0 && S_ISDIR(st.st_mode))
-        kind |= FOLDER;
-    watch(fd, 1);
-    note('O', fd, 0, (uint64_t)kind, name, NULL, 0);
-    return leave(fd);
+    watch(fd, name != NULL);
+    if (name && fd >= 0)
+        note('O', fd, 0, there ? (flags & O_TRUNC ? TRUNCATED : 0) : CREATED, name, NULL, 0);
+    return name ? leave(fd) : fd;
 }
 
-static int any_open(const char *path, int flags, mode_t mode)
-{
-    const char *name = below(path);
-    if (name)
-        return opened(name, path, flags, mode);
-    int fd = plain_open(path, flags, mode);
-    watch(fd, 0);
-    return fd;
+static int open_at(int at, const char *path, int flags, mode_t mode) {
+    NEXT(openat64);
+    if (at == AT_FDCWD || path[0] == '/')
+        return any_open(path, flags, mode);
+    if (is_watched(at))
+        note('?', at, 0, 0, "openat", NULL, 0);
+    return next(at, path, flags, mode);
 }
 
-static mode_t mode_of(int flags, va_list more)
-{
-    return flags & (O_CREAT | O_TMPFILE) ? va_arg(more, mode_t) : 0;
-}
-
-#define OPEN(name) \
-    int name(const char *path, int flags, ...) \
-    { \
+/* Where no mode is given nobody looks at the one that is passed on. */
+#define OPEN(name, at, ...) \
+    int name(__VA_ARGS__, int flags, ...) { \
         va_list more; \
         va_start(more, flags); \
-        mode_t mode = mode_of(flags, more); \
+        mode_t mode = va_arg(more, mode_t); \
         va_end(more); \
-        return any_open(path, flags, mode); \
+        return open_at(at, path, flags, mode); \
     }
-OPEN(open)
-OPEN(open64)
+OPEN(open, AT_FDCWD, const char *path)
+OPEN(open64, AT_FDCWD, const char *path)
+OPEN(openat, at, int at, const char *path)
+OPEN(openat64, at, int at, const char *path)
 
-#define OPENAT(name) \
-    int name(int at, const char *path, int flags, ...) \
-    { \
-        va_list more; \
-        va_start(more, flags); \
-        mode_t mode = mode_of(flags, more); \
-        va_end(more); \
-        if (at == AT_FDCWD || path[0] == '/') \
-            return any_open(path, flags, mode); \
-        if (is_watched(at)) \
-            note('?', at, 0, 0, #name, NULL, 0); \
-        NEXT(name); \
-        return next(at, path, flags, mode); \
-    }
-OPENAT(openat)
-OPENAT(openat64)
-
-int close(int fd)
-{
+int close(int fd) {
     if (!is_watched(fd))
         return plain_close(fd);
     enter();
@@ -273,8 +212,7 @@ int close(int fd)
 /* ---- contents */
 
 /* One write, at a place or (at < 0) where the descriptor stands. */
-static ssize_t written(int fd, const void *bytes, size_t n, off_t at)
-{
+static ssize_t written(int fd, const void *bytes, size_t n, off_t at) {
     struct faults f = enter();
     int error = n && strikes(&f, f.write) ? f.write : 0;
     size_t part = (error || f.is_short) && n > 1 ? n / 2 : n;
@@ -287,27 +225,19 @@ static ssize_t written(int fd, const void *bytes, size_t n, off_t at)
     return error ? -1 : done;
 }
 
-ssize_t write(int fd, const void *bytes, size_t n)
-{
+ssize_t write(int fd, const void *bytes, size_t n) {
     return is_watched(fd) ? written(fd, bytes, n, -1) : plain_write(fd, bytes, n);
 }
 
-ssize_t pwrite64(int fd, const void *bytes, size_t n, off64_t at)
-{
+ssize_t pwrite64(int fd, const void *bytes, size_t n, off64_t at) {
     return is_watched(fd) ? written(fd, bytes, n, at) : plain_pwrite(fd, bytes, n, at);
 }
 
-ssize_t pwrite(int fd, const void *bytes, size_t n, off_t at)
-{
-    return pwrite64(fd, bytes, n, at);
-}
+ssize_t pwrite(int fd, const void *bytes, size_t n, off_t at) { return pwrite64(fd, bytes, n, at); }
 
-static int synced(int fd, int (*sync)(int))
-{
-    struct faults f = wanted();
-    if (f.delay_us)
-        usleep((useconds_t)f.delay_us);
-    f = enter();
+static int synced(int fd, int (*sync)(int)) {
+    usleep((useconds_t)wanted().delay_us);
+    struct faults f = enter();
     int error = strikes(&f, f.sync) ? f.sync : 0;
     int result = error ? -1 : sync(fd);
     if (!error && result)
@@ -320,51 +250,43 @@ static int synced(int fd, int (*sync)(int))
 }
 
 #define SYNC(name) \
-    int name(int fd) \
-    { \
+    int name(int fd) { \
         NEXT(name); \
         return is_watched(fd) ? synced(fd, next) : next(fd); \
     }
 SYNC(fsync)
 SYNC(fdatasync)
 
-#define TRUNCATE(name) \
-    int name(int fd, off_t len) \
-    { \
-        NEXT(name); \
-        if (!is_watched(fd)) \
-            return next(fd, len); \
-        enter(); \
-        int result = next(fd, len); \
-        if (!result) \
-            note('T', fd, 0, (uint64_t)len, NULL, NULL, 0); \
-        return leave(result); \
-    }
-TRUNCATE(ftruncate)
-TRUNCATE(ftruncate64)
+int ftruncate64(int fd, off64_t len) {
+    NEXT(ftruncate64);
+    if (!is_watched(fd))
+        return next(fd, len);
+    enter();
+    int result = next(fd, len);
+    if (!result)
+        note('T', fd, 0, (uint64_t)len, NULL, NULL, 0);
+    return leave(result);
+}
+
+int ftruncate(int fd, off_t len) { return ftruncate64(fd, len); }
 
 /* ---- names */
 
-int rename(const char *from, const char *to)
-{
+int rename(const char *from, const char *to) {
     NEXT(rename);
     const char *a = below(from), *b = below(to);
     if (!a && !b)
         return next(from, to);
     struct faults f = enter();
-    if (strikes(&f, f.names)) {
-        leave(0);
+    int fails = strikes(&f, f.names), result = fails ? -1 : next(from, to);
+    if (fails)
         errno = f.names;
-        return -1;
-    }
-    int result = next(from, to);
-    if (!result)
+    else if (!result)
         note(a && b ? 'R' : '?', -1, 0, 0, a ? a : "rename", b, b ? strlen(b) : 0);
     return leave(result);
 }
 
-static int named(char op, const char *path, int (*change)(const char *))
-{
+static int named(char op, const char *path, int (*change)(const char *)) {
     const char *name = below(path);
     if (!name)
         return change(path);
@@ -377,20 +299,17 @@ static int named(char op, const char *path, int (*change)(const char *))
     return leave(result);
 }
 
-int unlink(const char *path)
-{
+int unlink(const char *path) {
     NEXT(unlink);
     return named('U', path, next);
 }
 
-int rmdir(const char *path)
-{
+int rmdir(const char *path) {
     NEXT(rmdir);
     return named('?', path, next);
 }
 
-int mkdir(const char *path, mode_t mode)
-{
+int mkdir(const char *path, mode_t mode) {
     NEXT(mkdir);
     const char *name = below(path);
     if (!name)
@@ -405,8 +324,7 @@ int mkdir(const char *path, mode_t mode)
 /* ---- what nobody here should do to a file of the directory */
 
 #define REFUSED(result, name, fd, types, values) \
-    result name types \
-    { \
+    result name types { \
         NEXT(name); \
         if (is_watched(fd)) \
             note('?', fd, 0, 0, #name, NULL, 0); \
@@ -422,8 +340,7 @@ REFUSED(int, unlinkat, fd, (int fd, const char *path, int flags), (fd, path, fla
 REFUSED(void *, mmap64, (prot & PROT_WRITE && flags & MAP_SHARED ? fd : -1),
         (void *to, size_t n, int prot, int flags, int fd, off64_t at), (to, n, prot, flags, fd, at))
 
-int link(const char *from, const char *to)
-{
+int link(const char *from, const char *to) {
     NEXT(link);
     if (below(from) || below(to))
         note('?', -1, 0, 0, "link", NULL, 0);

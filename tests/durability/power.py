@@ -38,8 +38,10 @@ from durability.subscribers import Passer, Subscriber
 
 TOGETHER = 3
 AGAIN_SHARE = 0.25
+FIRST_SHARE = 0.5
 DIE_S = 1.0
 MISSING_S = 3.0
+DRAIN_S = 20.0
 MORE_CONFIG = "[durability]\ncheckpoint_bytes_min = 1000000\ncache_bytes_max = 100000\n"
 
 
@@ -55,10 +57,10 @@ class Plan:
     rate: float = 200.0
     between_s: float = 0.25
     frozen_s: float = 0.02
-    delay_us: int = 1000
+    delays_us: tuple[int, ...] = (0, 1000, 5000, 20000)
 
     def crash_plan(self) -> crash.Plan:
-        return crash.Plan(self.seed, self.kills, self.lanes, rate=self.rate, quiet_s=0.15)
+        return crash.Plan(self.seed, self.kills, self.lanes, rate=self.rate, quiet_s=0.15, drain_s=DRAIN_S)
 
     def words(self) -> str:
         return f"power cuts: {self.cuts} cuts, {self.kills} kills, {self.lanes} lanes, seed {self.seed}"
@@ -98,15 +100,35 @@ class Shot:
     high: int = 0
 
 
+class Watched(Site):
+    """A site that rings when a packet of one kind has come and was dealt with: right after an acknowledgement."""
+
+    bell: tuple[int, asyncio.Event] | None = None
+
+    def saw(self, kind: int) -> None:
+        super().saw(kind)
+        if self.bell is not None and self.bell[0] == kind:
+            self.bell[1].set()
+            self.bell = None
+
+    async def wait_for(self, kind: int, within_s: float) -> None:
+        rung = asyncio.Event()
+        self.bell = (kind, rung)
+        try:
+            await asyncio.wait_for(rung.wait(), within_s)
+        except TimeoutError:
+            self.bell = None
+
+
 class Load(crash.Run):
     """Clients on one broker under the layer, and the shots of them."""
 
     def __init__(self, plan: Plan, folder: Path) -> None:
         super().__init__(plan.crash_plan(), folder)
         self.power = plan
-        self.site.config.write_text(CONFIG + MORE_CONFIG)
-        assert self.site.data is not None
-        self.layer = Layer(folder, self.site.data)
+        self.site = self.watched = Watched(folder, folder / "data", plan.lanes, CONFIG + MORE_CONFIG)
+        self.book.starts = self.site.starts
+        self.layer = Layer(folder, folder / "data")
         self.site.env = self.layer.env
         self.shots: list[Shot] = []
 
@@ -114,12 +136,13 @@ class Load(crash.Run):
         try:
             self.clients = population(self.site, self.book, self.rng, self.plan.rate)
             await self.start("the first start")
-            self.layer.play(f"delay={self.power.delay_us}")
             self.tasks = [asyncio.create_task(c.run()) for c in self.clients]
             for life in range(self.power.kills + 1):
                 await asyncio.sleep(2 * self.power.between_s)
                 for _ in range(self.power.shots // (self.power.kills + 1)):
+                    self.layer.play(f"delay={self.rng.choice(self.power.delays_us)}")
                     await asyncio.sleep(self.rng.uniform(0.5, 1.5) * self.power.between_s)
+                    await self.watched.wait_for(self.rng.choice(crash.MOMENTS), self.power.between_s)
                     self.freeze()
                 if life < self.power.kills:
                     await self.die()
@@ -142,8 +165,9 @@ class Load(crash.Run):
 
     def freeze(self) -> None:
         """In the middle of work: the broker goes on with what it was sent last, and the clients do nothing."""
+        bursts = self.rng.random() < 0.5
         for c in self.clients:
-            if isinstance(c, Publisher) and c.connected and self.rng.random() < 0.7:
+            if bursts and isinstance(c, Publisher) and c.connected:
                 c.burst()
         shot = self.shoot("load")
         time.sleep(self.rng.uniform(0, 2) * self.power.frozen_s)
@@ -164,7 +188,7 @@ class Load(crash.Run):
         self.site.kill()
         self.site.bury()
         self.site.kills += 1
-        self.layer.play(f"delay={self.power.delay_us}")
+        self.layer.play("")
 
     # ---- the end
 
@@ -173,11 +197,10 @@ class Load(crash.Run):
         disk = Disk(random.Random(0))
         for note in notes(self.layer.journal.read_bytes()):
             disk.play(note)
-        assert self.site.data is not None
-        for name in disk.differs(self.site.data):
+        for name in disk.differs(self.layer.data):
             self.violate(f"the file layer has missed a change of {name}")
         self.book.checked["notes in the journal"] += sum(disk.seen.values())
-        self.book.checked["checkpoints in the journal"] += disk.seen["R"]
+        self.book.checked["renames in the journal"] += disk.seen["R"]
 
     def report(self) -> Result:
         """The load has no drain: only what no broker may do at any time counts."""
@@ -257,9 +280,9 @@ class After(crash.Run):
 
     async def quiet(self, what: str) -> None:
         """Quiet is soon believed when nothing is missing, and late when something is: a slow machine loses nothing."""
-        soon = self.plan.quiet_s
+        soon, before = self.plan.quiet_s, len(self.book.violations)
         await super().quiet(what)
-        if self.missing():
+        if len(self.book.violations) == before and self.missing():
             self.plan = replace(self.plan, quiet_s=MISSING_S)
             await super().quiet(what)
             self.plan = replace(self.plan, quiet_s=soon)
@@ -307,13 +330,12 @@ class Verdict:
 
 
 def choose(shots: list[Shot], places: list[int], count: int, rng: random.Random) -> list[Cut]:
-    """Cuts all over the shots, no place of one shot twice as long as there are others."""
-    left = {id(s): rng.sample(found, len(found)) for s in shots if (found := between(places, s.low, s.high))}
+    """Cuts all over the shots. The first place of each is the sharpest: all that was acknowledged was so just then."""
     made: list[Cut] = []
     while len(made) < count:
         for shot in rng.sample(shots, len(shots)):
-            mine = left[id(shot)]
-            place = mine.pop() if len(mine) > 1 else mine[0]
+            mine = between(places, shot.low, shot.high)
+            place = mine[0] if rng.random() < FIRST_SHARE else rng.choice(mine)
             made.append(Cut(shot, place, rng.getrandbits(32), rng.random() < AGAIN_SHARE))
     return made[:count]
 
