@@ -210,8 +210,8 @@ class Client:
 
     def leave(self) -> None:
         """DISCONNECT, then close."""
-        if self.link is not None and self.link.transport is not None:
-            link = self.link
+        link = self.link
+        if link is not None and link.transport is not None:
             link.send(b"\xe0\0")
             link.open = False
             link.transport.close()

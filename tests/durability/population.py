@@ -20,8 +20,15 @@ from durability.publishers import Publisher
 from durability.site import Site
 from durability.subscribers import Churner, Habits, Passer, Subscriber
 
-PUBLISHERS = {"p0": (1, 1, 1), "p1": (1, 1, 1), "p2": (2, 2, 2), "p3": (2, 2, 2), "p4": (1, 2, 2), "p5": (2, 1, 2)}
-KEEPERS = {"k0": (1, 2, 1, 2), "k1": (2, 1, 2, 1)}
+PUBLISHERS: dict[str, tuple[int, ...]] = {
+    "p0": (1, 1, 1),
+    "p1": (1, 1, 1),
+    "p2": (2, 2, 2),
+    "p3": (2, 2, 2),
+    "p4": (1, 2, 2),
+    "p5": (2, 1, 2),
+}
+KEEPERS: dict[str, tuple[int, ...]] = {"k0": (1, 2, 1, 2), "k1": (2, 1, 2, 1)}
 DATA_TOPICS = [f"d/{name}/{k}" for name, all_qos in PUBLISHERS.items() for k, _ in enumerate(all_qos)]
 KEPT_TOPICS = [f"r/{name}/{k}" for name, all_qos in KEEPERS.items() for k, _ in enumerate(all_qos)]
 LOOK_S = 8.0

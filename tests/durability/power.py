@@ -34,7 +34,7 @@ from durability.link import Client, Link
 from durability.population import Looker, population
 from durability.publishers import Publisher
 from durability.site import CONFIG, BrokerFailed, Site
-from durability.subscribers import Passer, Subscriber
+from durability.subscribers import Churner, Passer, Subscriber
 
 TOGETHER = 3
 AGAIN_SHARE = 0.25
@@ -42,6 +42,7 @@ FIRST_SHARE = 0.5
 DIE_S = 1.0
 MISSING_S = 3.0
 DRAIN_S = 20.0
+FAULTS = "write=EIO sync=EIO names=EIO one_in=6"
 MORE_CONFIG = "[durability]\ncheckpoint_bytes_min = 1000000\ncache_bytes_max = 100000\n"
 
 
@@ -58,12 +59,14 @@ class Plan:
     between_s: float = 0.25
     frozen_s: float = 0.02
     delays_us: tuple[int, ...] = (0, 1000, 5000, 20000)
+    faults: bool = False
 
     def crash_plan(self) -> crash.Plan:
         return crash.Plan(self.seed, self.kills, self.lanes, rate=self.rate, quiet_s=0.15, drain_s=DRAIN_S)
 
     def words(self) -> str:
-        return f"power cuts: {self.cuts} cuts, {self.kills} kills, {self.lanes} lanes, seed {self.seed}"
+        faults = ", a disk that refuses now and then" * self.faults
+        return f"power cuts: {self.cuts} cuts, {self.kills} kills, {self.lanes} lanes, seed {self.seed}{faults}"
 
 
 # ---- what the clients know
@@ -135,21 +138,26 @@ class Load(crash.Run):
     async def whole(self) -> Result:
         try:
             self.clients = population(self.site, self.book, self.rng, self.plan.rate)
+            if self.power.faults:  # what a broker in trouble answers to these is no promise
+                self.clients = [c for c in self.clients if not isinstance(c, Churner | Passer)]
             await self.start("the first start")
             self.tasks = [asyncio.create_task(c.run()) for c in self.clients]
             for life in range(self.power.kills + 1):
                 await asyncio.sleep(2 * self.power.between_s)
                 for _ in range(self.power.shots // (self.power.kills + 1)):
-                    self.layer.play(f"delay={self.rng.choice(self.power.delays_us)}")
+                    refuses = FAULTS if self.power.faults and self.rng.random() < 0.5 else ""
+                    self.layer.play(f"delay={self.rng.choice(self.power.delays_us)} {refuses}")
                     await asyncio.sleep(self.rng.uniform(0.5, 1.5) * self.power.between_s)
                     await self.watched.wait_for(self.rng.choice(crash.MOMENTS), self.power.between_s)
                     self.freeze()
+                self.layer.play("")
                 if life < self.power.kills:
                     await self.die()
                     await self.start("a start after a kill")
         except BrokerFailed as error:
             self.violate(str(error))
         finally:
+            self.layer.play("")
             await self.end()
         self.check_layer()
         return self.report()
@@ -200,15 +208,15 @@ class Load(crash.Run):
         for name in disk.differs(self.layer.data):
             self.violate(f"the file layer has missed a change of {name}")
         self.book.checked["notes in the journal"] += sum(disk.seen.values())
+        self.book.checked["syncs that failed"] += disk.seen["S!"]
         self.book.checked["renames in the journal"] += disk.seen["R"]
 
     def report(self) -> Result:
         """The load has no drain: only what no broker may do at any time counts."""
         assert not self.errors, f"the harness itself failed: {self.errors[:3]}"
-        now = time.monotonic()
-        return Result(
-            self.plan.seed, self.power.words(), now - self.book.start, self.book.checked, self.book.violations
-        )
+        seconds = time.monotonic() - self.book.start
+        told = [v for v in self.book.violations if not (self.power.faults and "CONNACK 0x97" in v.line)]
+        return Result(self.plan.seed, self.power.words(), seconds, self.book.checked, told)
 
 
 # ---- what a cut leaves, and who comes back to it
@@ -406,10 +414,10 @@ def main() -> int:
     whole = Verdict(f"power cuts: {a.cuts}, seed {a.seed}", a.seed)
     for turn, done in enumerate(range(0, a.cuts, a.each)):
         lanes = (1, 3)[turn % 2]
-        plan = Plan(a.seed * 1000 + turn, min(a.each, a.cuts - done), 12, 2, lanes, a.rate)
+        plan = Plan(a.seed * 1000 + turn, min(a.each, a.cuts - done), 12, 2, lanes, a.rate, faults=turn % 3 == 2)
         folder = Path(tempfile.mkdtemp(prefix="roost-power-"))
         result = asyncio.run(run(plan, folder))
-        whole.add(result, f"load {turn}, {lanes} lanes")
+        whole.add(result, plan.words())
         if result.clean:
             shutil.rmtree(folder)
         else:

@@ -217,6 +217,17 @@ def test_what_a_failed_sync_covered_is_never_taken_as_written(bench: Bench) -> N
 # ---- power cuts
 
 
+def test_the_directory_itself_outlasts_a_power_cut(bench: Bench) -> None:
+    """What was acknowledged is worth nothing if the name of the folder that holds it can go with the power."""
+    broker = bench.begin()
+    assert bench.deliver(broker.client(), 1) == 0
+    disk = Disk(random.Random(0))
+    for note in notes(bench.layer.journal.read_bytes()):
+        if note.end <= bench.acked[0][1]:
+            disk.play(note)
+    assert list(disk.parent.safe_names) == [""]
+
+
 async def test_nothing_acknowledged_is_lost_in_a_power_cut(lanes: int, tmp_path: Path) -> None:
     """Cuts in the first start, under load, in the start after a kill, and in a start after a cut."""
     plan = power.Plan(seed=lanes, cuts=10, shots=6, kills=1, lanes=lanes, rate=150)
