@@ -43,7 +43,7 @@ test-python: build
 	$(PY) -m pytest -n $(JOBS) --dist loadgroup tests
 
 fuzz:
-	ROOST_FUZZ_SECONDS=600 cargo test --release -p roostmq-engine --test fuzz
+	ROOST_FUZZ_SECONDS=600 cargo test --release -p roostmq-engine --test fuzz --test log_reader
 
 coverage: build
 	@cargo llvm-cov --version >/dev/null 2>&1 || { rustup component add llvm-tools && cargo install --locked cargo-llvm-cov; }

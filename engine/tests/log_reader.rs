@@ -1,11 +1,13 @@
 //! Bytes that nobody wrote, and bits that turned over: the readers of the log never panic, and what is wrong in the
-//! middle of the log is said. `ROOST_SEEDS` makes the run longer; the seed is printed when something is found.
+//! middle of the log is said. `ROOST_SEEDS` makes the run longer, `ROOST_FUZZ_SECONDS` goes on with new seeds,
+//! `ROOST_SEED` repeats one; the seed is printed when something is found.
 
 #![allow(clippy::indexing_slicing, clippy::unwrap_used, clippy::panic, missing_docs)]
 
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use roostmq_engine::channel::{ConnectionId, SessionRef, Token};
 use roostmq_engine::codec::{AckKind, QoS, Reason};
@@ -229,8 +231,17 @@ fn read(storage: &dyn Storage) -> io::Result<(Scan, u64)> {
     Ok((scan, digest(&replay.state)))
 }
 
-fn seeds() -> u64 {
-    std::env::var("ROOST_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(300)
+/// The seeds of a run: `ROOST_SEEDS` of them, the same each time; or with `ROOST_FUZZ_SECONDS` new ones for so long.
+fn seeds() -> impl Iterator<Item = u64> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|s| s.parse::<f64>().ok());
+    let seconds = number("ROOST_FUZZ_SECONDS");
+    let until = Instant::now() + Duration::from_secs_f64(seconds.unwrap_or(0.0));
+    let new = if seconds.is_some() { u64::from(std::process::id()) << 20 } else { 0 };
+    let (first, count) = match number("ROOST_SEED") {
+        Some(seed) => (seed as u64, 1),
+        None => (new, number("ROOST_SEEDS").map_or(300, |n| n as u64)),
+    };
+    (first..).enumerate().take_while(move |(n, _)| (*n as u64) < count || Instant::now() < until).map(|(_, seed)| seed)
 }
 
 /// What a bit that turned over does: an error that names the file, a report, or nothing.
@@ -255,9 +266,10 @@ fn a_turned_bit_is_reported() {
     assert_eq!(whole.1, digest(r.partition.state()), "the log says what the partition is");
     assert!(image.len() > 2 && r.groups > 20, "{} segments, {} groups", image.len(), r.groups);
     let tail = tail(&r.memory).unwrap().end as u32 as usize;
+    let seed = seeds().next().unwrap();
     for (name, bytes) in &image {
         let used = bytes.len() - bytes.iter().rev().take_while(|b| **b == 0).count();
-        let mut random = Random::new(bytes.len() as u64);
+        let mut random = Random::new(seed ^ bytes.len() as u64);
         for byte in 0..used {
             flip(&image, name, byte * 8 + random.below(8), &whole, tail);
         }
@@ -269,7 +281,7 @@ fn a_turned_bit_is_reported() {
 fn any_bytes_are_read_without_a_panic() {
     let image = recorded().memory.image();
     let all: Vec<u8> = image.values().flatten().copied().collect();
-    for seed in 0..seeds() {
+    for seed in seeds() {
         let run = || {
             let mut r = Random::new(seed);
             let mut bytes: Vec<u8> = (0..r.below(400)).map(|_| r.below(256) as u8).collect();
@@ -317,7 +329,7 @@ fn changed_records_are_taken_or_refused() {
         Ok(())
     })
     .unwrap();
-    for seed in 0..seeds() {
+    for seed in seeds() {
         let run = || {
             let mut r = Random::new(seed);
             let mut replay = Replay::new(0);
