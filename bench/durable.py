@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))  # the file layer of the power-cut tests
 LOAD = ROOT / "target" / "release" / "examples" / "durable_load"
 PAGE = ROOT / "docs" / "benchmarks.md"
 HZ = os.sysconf("SC_CLK_TCK")
@@ -51,9 +52,9 @@ def on_core(core: int, *words: object) -> list[str]:
     return ["taskset", "-c", str(core % (os.cpu_count() or 1)), *map(str, words)]
 
 
-def load(*words: object, core: int = 1) -> dict[str, Any]:
+def load(*words: object, core: int = 1, env: dict[str, str] | None = None) -> dict[str, Any]:
     """One command of the generator; its figures."""
-    done = subprocess.run(on_core(core, LOAD, *words), capture_output=True, text=True, timeout=PATIENCE_S)
+    done = subprocess.run(on_core(core, LOAD, *words), capture_output=True, text=True, timeout=PATIENCE_S, env=env)
     if done.returncode != 0:
         raise SystemExit(f"durable_load {' '.join(map(str, words))}: {done.stderr.strip()}")
     return dict(json.loads(done.stdout))
@@ -62,8 +63,8 @@ def load(*words: object, core: int = 1) -> dict[str, Any]:
 class Broker:
     """One `roost run`, started, measured, ended."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.data = folder, folder / "data"
+    def __init__(self, folder: Path, env: dict[str, str] | None = None) -> None:
+        self.folder, self.data, self.env = folder, folder / "data", env
         self.config, self.out, self.log = folder / "roost.toml", folder / "out", folder / "broker.log"
         self.config.write_text(CONFIG)
         self.process: subprocess.Popen[bytes] | None = None
@@ -74,7 +75,7 @@ class Broker:
         begun = time.monotonic()
         with self.out.open("wb") as out, self.log.open("ab") as log:
             command = on_core(0, ROOT / ".venv" / "bin" / "roost", "run", *words)
-            self.process = subprocess.Popen(command, stdout=out, stderr=log)
+            self.process = subprocess.Popen(command, stdout=out, stderr=log, env=self.env)
         while "ready\n" not in self.out.read_text():
             if self.process.poll() is not None or time.monotonic() - begun > START_S:
                 self.end(signal.SIGKILL)
@@ -161,7 +162,7 @@ class Rounds:
 def one_round(broker: Broker, a: argparse.Namespace, rounds: Rounds) -> None:
     """The plain loop, the publishers, and the loop again with groups of the size just seen."""
     guess = int(rounds.group[-1]) if rounds.group else a.publishers * a.window // 2 * (rounds.bytes + 80)
-    first = load("floor", broker.folder, guess, a.seconds / 2, core=0)
+    first = load("floor", broker.data, guess, a.seconds / 2, core=0, env=broker.env)
     before, cpu, ours, all_cpu, begun = broker.metrics(), broker.cpu_s(), children_s(), machine_s(), time.monotonic()
     got = load("publish", broker.host, broker.port, a.sessions, rounds.bytes, a.seconds, a.publishers, a.window)
     wall, after = time.monotonic() - begun, broker.metrics()
@@ -170,7 +171,7 @@ def one_round(broker: Broker, a: argparse.Namespace, rounds: Rounds) -> None:
     written = after["log_bytes_written"] - before["log_bytes_written"]
     groups = max(after["log_groups"] - before["log_groups"], 1)
     size = max(int(written / groups), 1)
-    loop = load("floor", broker.folder, size, a.seconds / 2, core=0)
+    loop = load("floor", broker.data, size, a.seconds / 2, core=0, env=broker.env)
     syncs = (loop["syncs_per_s"] + first["syncs_per_s"]) / 2 if rounds.group else loop["syncs_per_s"]
     possible = syncs * got["acked"] / groups
     rounds.acked.append(got["acked_per_s"])
@@ -250,6 +251,28 @@ def restarts(folder: Path, a: argparse.Namespace) -> list[str]:
             f"messages at {got['acked_per_s']:,.0f} | - |"
         )
         return rows
+    finally:
+        broker.end(signal.SIGKILL)
+
+
+def slow_disk(folder: Path, a: argparse.Namespace) -> list[str]:
+    """A row on a disk whose syncs take longer: there the disk is the limit, and the share of it can be seen."""
+    from durability.layer import Layer
+
+    folder.mkdir()
+    layer = Layer(folder, folder / "data")
+    layer.play(f"delay={a.sync_delay_us}")
+    broker = Broker(folder, {**os.environ, **layer.env, "ROOST_LAYER_JOURNAL": "/dev/null"})
+    try:
+        broker.start()
+        load("prepare", broker.host, broker.port, a.sessions)
+        rounds = Rounds(64)
+        for _ in range(a.rounds):
+            one_round(broker, a, rounds)
+        return [
+            f"| with each sync {a.sync_delay_us:,} us longer, 64 B: acknowledged per second / share of the plain loop "
+            f"| {spread(rounds.acked)} / {spread([100 * x for x in rounds.ratio])} % | 70 % |"
+        ]
     finally:
         broker.end(signal.SIGKILL)
 
@@ -361,6 +384,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--publishers", type=int, default=8)
     parser.add_argument("--window", type=int, default=1_000)
+    parser.add_argument("--sync-delay-us", type=int, default=5_000, help="of the slow disk")
     parser.add_argument("--no-build", action="store_true", help="the generator is built already")
     parser.add_argument("--write", action="store_true", help="write the table to docs/benchmarks.md")
     parser.add_argument("--smoke", action="store_true", help="two seconds, tiny: do figures come out?")
@@ -381,6 +405,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="bench-durable-", dir=ROOT / "target"))
     try:
         rows = steady(folder / "steady", a)
+        rows += slow_disk(folder / "slow", a)
         rows += restarts(folder / "queue", a)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
