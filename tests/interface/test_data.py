@@ -149,7 +149,7 @@ def test_persistence_of_a_mosquitto_conf(run, tmp_path, persistence):
     conf.write_text(f"persistence {persistence}\npersistence_location {tmp_path}/kept/\nautosave_interval 5\n")
     words = {"data": None, "keep": True}
     broker = run("--config", str(conf), **words)
-    assert broker.data == (str(tmp_path / "kept") if persistence == "true" else "memory")
+    assert broker.data == (str(tmp_path / "kept" / "mosquitto.db.d") if persistence == "true" else "memory")
     fill(broker)
     assert broker.stop() == 0
     broker = run("--config", str(conf), **words)
