@@ -34,9 +34,11 @@ impl Partition {
 
     fn finish_attach(&mut self, mut slot: Option<u32>, attach: Attach, out: &mut Effects) {
         let over = |s: &Session| s.expiry_s == 0; // nothing of it is left but a will that waits
+        let mut ended = false;
         if let Some(old) = slot.filter(|&s| attach.clean || self.state.session(s).is_some_and(over)) {
             if let Some(session) = self.state.session_mut(old) {
                 session.will_at_ms = 0; // the client is back before the delay has passed [MQTT-3.1.3-9]
+                ended = session.durable();
             }
             self.end_session(old, DropReason::SessionEnded, out);
             slot = None;
@@ -76,7 +78,8 @@ impl Partition {
         session.channel = Some(Channel { connection: attach.connection, window, congested: false, opening: true });
         let session = SessionRef { partition: self.number, slot, uid: session.uid };
         let attached = Effect::Attached { connection: attach.connection, session, present };
-        if expiry_s > 0 {
+        // a session whose end was acknowledged does not come back either
+        if expiry_s > 0 || ended {
             self.when_safe(attached, out)
         } else {
             out.push(attached)

@@ -119,6 +119,25 @@ fn effects_wait_until_records_are_safe() {
     assert!(matches!(sync(&mut p)[..], [Effect::Answer { .. }]));
 }
 
+/// Clean Start ends a session that would outlive a restart: its end is safe before CONNACK says that it is gone, also when
+/// nothing is kept of the new one [MQTT-3.1.2-4].
+#[test]
+fn the_end_of_a_session_is_safe_before_its_connack() {
+    let cache = Arc::new(BodyCache::new(1024 * 1024));
+    let mut p = Partition::new(3, Rules { cache, ..Rules::default() }, 1);
+    step(&mut p, attach(ME, false, 60, 10));
+    let (session, _) = attached(&sync(&mut p));
+    let ending = Ending { will: false, expiry_s: None };
+    step(&mut p, Input::Detach { session: Some(session), client_id: "c", connection: ME, ending });
+    sync(&mut p);
+    let effects = step(&mut p, attach(OTHER, true, 0, 10));
+    assert!(!effects.iter().any(|e| matches!(e, Effect::Attached { .. })));
+    let (session, present) = attached(&sync(&mut p));
+    assert!(!present);
+    step(&mut p, Input::Detach { session: Some(session), client_id: "c", connection: OTHER, ending });
+    assert!(step(&mut p, attach(ME, true, 0, 10)).iter().any(|e| matches!(e, Effect::Attached { .. })), "nothing ends");
+}
+
 /// A message with an origin is taken once, however often it is fanned out.
 #[test]
 fn origins_are_taken_once() {
