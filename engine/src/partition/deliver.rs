@@ -108,7 +108,9 @@ impl Partition {
         let Some(session) = self.state.session_mut(slot).filter(|s| !s.fetching) else { return };
         let mut bytes = 0;
         let from = usize::try_from(first - session.queue.base()).unwrap_or(usize::MAX);
-        let missing = session.queue.iter().skip(from).take(FETCH_MESSAGES).filter(|(_, e)| e.needs_body());
+        // not much more than may be sent now: the cache may forget the rest before its turn comes
+        let most = session.channel.map_or(1, |c| 2 * usize::from(c.window)).clamp(16, FETCH_MESSAGES);
+        let missing = session.queue.iter().skip(from).take(most).filter(|(_, e)| e.needs_body());
         let wanted: Vec<Wanted> = missing
             .filter(|(_, e)| e.body.is_none() && e.at != 0)
             .take_while(|(_, e)| {
@@ -123,7 +125,8 @@ impl Partition {
         out.push(Effect::Fetch { session, wanted });
     }
 
-    /// Bodies are here. One that has moved meanwhile is asked for again; a damaged one is dropped, and said so.
+    /// Bodies are here. One that has moved meanwhile is asked for again; a damaged one is dropped, and said so. They are sent
+    /// before the cache may forget them: it may be full of what others have.
     pub(super) fn fetched(&mut self, r: SessionRef, bodies: Vec<(u64, u64, Option<Stored>)>, out: &mut Effects) {
         let Some(session) = self.session_mut(r) else { return };
         session.fetching = false;
@@ -140,9 +143,13 @@ impl Partition {
             }
         }
         self.pump(r.slot, out);
-        // only now: where there is no room they are forgotten at once, and would be asked for again and again
-        for (index, len) in came {
-            self.keep_fetched(r, index, len);
+        // only now: where there is no room they are forgotten at once, and would be asked for again and again; of what
+        // waits on, the last ones are forgotten first
+        for (index, len) in came.into_iter().rev() {
+            let entry = self.session_mut(r).and_then(|s| s.queue.get_mut(index));
+            if entry.is_some_and(|e| e.body.is_some()) {
+                self.keep_fetched(r, index, len);
+            }
         }
     }
 
