@@ -1,9 +1,10 @@
 """Every guard of the engine is taken out in turn, and the harness that is meant to notice must fail.
 
-Contract: copies engine, binding and docs to target/mutants (or --folder), applies one small patch, builds, runs the harness
-(`power_cut`: partitions and writer on a simulated disk; `log_thread`: the log's thread on it; `golden`: directories of
-every version; `lanes`: a lane that panics), and demands a failure; a mutant that does not build is an error, not a success. The tree without a mutation must pass. Names are those of the
-rules of the model (model_log.py) where there is one. Long: not in CI.
+Contract: copies engine, binding and docs to target/mutants (or --folder), applies one small patch, builds, runs the
+harness (`power_cut`: partitions and writer on a simulated disk; `log_thread`: the log's thread on it; `golden`: directories
+of every version; `lanes`: a lane that panics; `disk_bound`: how much it takes), and demands a failure; a mutant that does
+not build is an error, not a success. The tree without a mutation must pass. Names are those of the rules of the model
+(model_log.py) where there is one. Long: not in CI.
 
     python3 tests/durability/mutations.py [--only NAME] [--seeds N]
 """
@@ -22,8 +23,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 POWER, THREAD, GOLDEN, LANES = "power_cut", "log_thread", "golden", "lanes"
-TARGETS = {name: ["--test", name] for name in (POWER, THREAD, GOLDEN)} | {LANES: ["--lib"]}
-FILTERS = {LANES: ["lane::log_tests", "counted_once"]}
+DISK = "disk_bound"
+TARGETS = {name: ["--test", name] for name in (POWER, THREAD, GOLDEN, DISK)} | {LANES: ["--lib"]}
+FILTERS = {LANES: ["lane::log_tests", "counted_once", "what_comes_from_the_disk"]}
 BUILD_S, RUN_S = 900, 600
 
 
@@ -294,7 +296,30 @@ ANEW = [
         LANES,
     ),
 ]
-MUTATIONS = [*TAKEN, *REUSED, *LOGGED, *TRIMMED, *FORMAT, *ANEW]
+BOUND = [
+    Mutation(
+        "waste begins no checkpoint",
+        CHECKPOINT,
+        "grown || wasteful && (self.progress",
+        "grown || wasteful && total == 0 && (self.progress",
+        DISK,
+    ),
+    Mutation(
+        "mostly dead segments stay",
+        CHECKPOINT,
+        "self.sparse.drain(..).take(EMPTIED_MAX).collect()",
+        "self.sparse.drain(..).take(0).collect()",
+        DISK,
+    ),
+    Mutation(
+        "what a client does not take at once is forgotten before it is sent",
+        "partition/deliver.rs",
+        "                    came.push((index, len));\n",
+        "                    self.keep_fetched(r, index, len);\n                    came.push((index, len));\n",
+        LANES,
+    ),
+]
+MUTATIONS = [*TAKEN, *REUSED, *LOGGED, *TRIMMED, *FORMAT, *ANEW, *BOUND]
 
 
 class Workshop:

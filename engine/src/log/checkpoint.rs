@@ -44,13 +44,23 @@ pub struct Checkpoints {
     sparse: Vec<u32>,
     /// The last one freed something: another may free more.
     progress: bool,
+    /// See [`SLACK_BYTES`].
+    slack: u64,
 }
 
 impl Checkpoints {
     /// For so many lanes; `since` bytes lie behind the last checkpoint, which is at least `bytes_min` apart from the next.
     #[must_use]
     pub const fn new(lanes: usize, bytes_min: u64, since: u64) -> Self {
-        Self { lanes, number: 0, bytes_min, since, last_size: 0, walking: None, sparse: Vec::new(), progress: true }
+        let sparse = Vec::new();
+        let slack = SLACK_BYTES;
+        Self { lanes, number: 0, bytes_min, since, last_size: 0, walking: None, sparse, progress: true, slack }
+    }
+
+    /// For segments of another size: so many bytes may be wasted whatever is wanted.
+    #[must_use]
+    pub fn with_slack(self, slack: u64) -> Self {
+        Self { slack, ..self }
     }
 
     /// So many bytes were written.
@@ -68,7 +78,7 @@ impl Checkpoints {
             return false;
         }
         let grown = self.since >= self.last_size.max(self.bytes_min);
-        let wasteful = total > 3 * wanted + 2 * self.last_size + SLACK_BYTES;
+        let wasteful = total > 3 * wanted + 2 * self.last_size + self.slack;
         grown || wasteful && (self.progress || self.since > self.bytes_min / 8)
     }
 
