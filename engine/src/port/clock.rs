@@ -38,8 +38,11 @@ impl Clock {
     /// A clock that was behind (a machine without a battery) and was set: the time that passed while the broker was
     /// down is known now.
     pub fn catch_up(&self) {
+        self.catch_up_at(unix_ms());
+    }
+
+    fn catch_up_at(&self, now: u64) {
         let behind = self.behind_unix_ms.load(Ordering::Relaxed);
-        let now = unix_ms();
         if behind == 0 || now < behind {
             return;
         }
@@ -88,4 +91,46 @@ pub const DOWN_MS_MAX: u64 = 7 * 24 * 3600 * 1000;
 pub fn unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: u64 = 3_600_000;
+    const ENDED: u64 = 1_700_000_000_000;
+
+    /// The hours that the engine's clock is ahead of where the log ended.
+    fn hours(clock: &Clock) -> u64 {
+        (clock.now_ms() - 5_000) / HOUR
+    }
+
+    /// A machine that starts in the past: no time passes while its clock is behind the log; when it is set, the time that
+    /// the broker was down is added, once, and at most seven days of it.
+    #[test]
+    fn a_clock_that_was_behind_catches_up_once() {
+        for (jump, counts) in [(0, 0), (3, 3), (24 * 100, 24 * 7)] {
+            let clock = Clock::resumed(5_000, Some(ENDED));
+            for early in [0, ENDED - 1] {
+                clock.catch_up_at(early);
+                assert_eq!(hours(&clock), 0, "at {early}");
+            }
+            // what has run since the start is not added twice
+            let ran = HOUR / 2;
+            clock.catch_up_at(ENDED + jump * HOUR + ran.min(jump * HOUR));
+            assert_eq!(hours(&clock), counts);
+            clock.catch_up_at(ENDED + 1_000 * HOUR);
+            assert_eq!(hours(&clock), counts, "a later jump is none of its business");
+        }
+    }
+
+    /// Wall time that jumps back or forward while the broker runs does not move the engine's clock.
+    #[test]
+    fn a_clock_that_was_right_is_left_alone() {
+        let clock = Clock::resumed(5_000, None);
+        for wall in [0, ENDED, ENDED + 1_000 * HOUR, 1] {
+            clock.catch_up_at(wall);
+            assert_eq!(hours(&clock), 0);
+        }
+    }
 }
