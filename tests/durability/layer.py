@@ -22,7 +22,7 @@ def library() -> Path:
     """The compiled layer; one file for each text of the source, so that nobody loads what another one writes."""
     text = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
     made = Path(tempfile.gettempdir()) / f"roost-layer-{os.getuid()}-{text}.so"
-    if not made.exists():
+    if not made.exists() or made.stat().st_uid != os.getuid():
         with tempfile.TemporaryDirectory() as folder:
             fresh = Path(folder) / "layer.so"
             subprocess.run(["cc", *FLAGS, "-o", str(fresh), str(SOURCE), "-ldl", "-pthread"], check=True)
