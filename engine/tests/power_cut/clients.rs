@@ -47,6 +47,7 @@ impl World {
                 let c = &mut self.clients[connection.key as usize];
                 c.outgoing.remove(&id);
                 c.releasing.remove(&id);
+                c.pubrels.remove(&id);
             }
             Effect::Held { token, origin } => self.fan_out(token, origin),
             Effect::Answer { token, outcome } if !outcome.disk_failed => self.answered(token.number as usize),
@@ -125,6 +126,7 @@ impl World {
         let Some((i, session, connection)) = self.online() else { return };
         let c = &mut self.clients[i];
         (c.session, c.connection, c.inbox, c.releases) = (None, None, Vec::new(), Vec::new());
+        c.pubrels.clear();
         c.outgoing.values_mut().for_each(|o| o.3 = true);
         let (client_id, ending) = (&*format!("c{i}"), Ending::default());
         self.step(i % PARTITIONS, Input::Detach { session: Some(session), client_id, connection, ending }, None);
@@ -210,8 +212,10 @@ impl World {
     fn release(&mut self) {
         let Some((i, session, connection)) = self.online() else { return };
         let c = &mut self.clients[i];
-        let Some(id) = c.outgoing.iter().find(|(_, o)| o.2).map(|(id, _)| *id) else { return };
+        let due = c.outgoing.iter().find(|(id, o)| o.2 && !c.pubrels.contains(id));
+        let Some(id) = due.map(|(id, _)| *id) else { return };
         c.releasing.insert(id);
+        c.pubrels.insert(id);
         self.step(i % PARTITIONS, Input::Release { session, connection, id, answer: true }, None);
     }
 

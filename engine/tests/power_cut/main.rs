@@ -74,6 +74,8 @@ struct Client {
     /// QoS 2 on its way to the broker: body, topic, answered, to be sent again.
     outgoing: BTreeMap<u16, (u64, usize, bool, bool)>,
     releasing: BTreeSet<u16>,
+    /// Identifiers with a PUBREL on this connection, where it is sent once.
+    pubrels: BTreeSet<u16>,
 }
 
 /// A checkpoint under way; each partition is in a lane of its own.
@@ -317,7 +319,7 @@ impl World {
         }
         c.uid = session.map_or(0, |s| s.uid);
         (c.session, c.connection, c.attaching) = (None, None, false);
-        (c.inbox, c.releases) = (Vec::new(), Vec::new());
+        (c.inbox, c.releases, c.pubrels) = (Vec::new(), Vec::new(), BTreeSet::new());
     }
 }
 
