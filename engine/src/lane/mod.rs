@@ -321,14 +321,10 @@ impl Lane {
         if !self.ready.is_empty() || !self.todo.is_empty() || !self.inbox.is_empty() {
             return Some(if self.held_up() { Duration::from_millis(1) } else { Duration::ZERO });
         }
-        let walk = self.walks_on_in();
-        if walk == Some(Duration::ZERO) {
-            return walk;
-        }
         let due = [self.timers.next_ms(), self.partitions_due_ms, self.stopping_at_ms];
         let next = due.into_iter().flatten().min();
         let next = next.map(|ms| Duration::from_millis(ms.saturating_sub(self.shared.clock.now_ms())));
-        [next, walk].into_iter().flatten().min()
+        [next, self.walks_on_in()].into_iter().flatten().min()
     }
 
     fn on_event(&mut self, event: &mio::event::Event) {

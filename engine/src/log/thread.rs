@@ -18,6 +18,8 @@ use super::{LogEvent, Notify, Piece};
 const RETRY: Duration = Duration::from_millis(200);
 /// How often it looks after checkpoints when nothing is written.
 const IDLE: Duration = Duration::from_millis(500);
+/// How soon it reads the next slice of a segment that shall be emptied: the core has other work.
+const SLICE: Duration = Duration::from_micros(500);
 
 /// What the log is asked to do.
 #[derive(Clone)]
@@ -235,7 +237,7 @@ impl Work {
 
     fn next(&mut self) -> (Vec<Piece>, bool, u64) {
         let wait = match self.unsynced {
-            _ if self.emptying.is_some() => Duration::ZERO,
+            _ if self.emptying.is_some() => SLICE,
             Some(since) => Duration::from_millis(self.options.sync_every_ms).saturating_sub(since.elapsed()),
             None => IDLE,
         };
