@@ -5,7 +5,7 @@ The broker (one lane, core 0) holds a queue of many messages, so that each check
 acknowledgement from the instant at which its message was due. Which instants lay
 in a checkpoint says the broker's own gauge `checkpoint_running`.
 
-    .venv/bin/python bench/pause.py [--rate 20000 --seconds 60 --queued 1000000] [--write] [--smoke]
+    .venv/bin/python bench/pause.py [--rate 20000 --seconds 30 --rounds 5 --queued 1000000] [--write] [--smoke]
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import argparse
 import array
 import json
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from durable import CONFIG, ROOT, Broker, load, on_core, write_section
+from durable import CONFIG, ROOT, Broker, load, on_core, spread, write_section
 
 PACED = ROOT / "target" / "release" / "examples" / "paced_load"
 LOOK_S = 0.05
@@ -40,6 +42,15 @@ def watch(broker: Broker, paced: subprocess.Popen[str]) -> tuple[list[tuple[floa
             begun = None
         time.sleep(LOOK_S)
     return found, broker.metrics()["checkpoints"] - done
+
+
+@dataclass
+class Round:
+    """Latencies in us of messages due outside of checkpoints and within, and how many were finished."""
+
+    quiet: list[int]
+    during: list[int]
+    finished: float
 
 
 def percentile(values: list[int], share: float) -> float:
@@ -66,33 +77,39 @@ def measure(folder: Path, a: argparse.Namespace) -> list[str]:
         broker.start()
         load("prepare", broker.host, broker.port, a.sessions)
         load("publish", broker.host, broker.port, a.sessions, 64, 0, 8, 1000, a.queued)
-        file = folder / "latencies"
-        words = [PACED, broker.host, broker.port, a.sessions, 64, a.seconds, a.rate, file]
-        with subprocess.Popen(on_core(1, *words), stdout=subprocess.PIPE, text=True) as paced:
-            intervals, finished = watch(broker, paced)
-            out = paced.stdout.read() if paced.stdout else ""
-        if paced.returncode != 0:
-            raise SystemExit("paced_load failed")
-        quiet, during = split(file, json.loads(out)["started_unix_ms"], intervals)
-        return rows(a, quiet, during, sum(b - x for x, b in intervals), finished)
+        return rows(a, [one_round(broker, a) for _ in range(a.rounds)])
     finally:
         broker.end()
 
 
-def rows(a: argparse.Namespace, quiet: list[int], during: list[int], lasted_ms: float, finished: float) -> list[str]:
-    """Two percentiles of both."""
-    told = len(during) + len(quiet)
+def one_round(broker: Broker, a: argparse.Namespace) -> Round:
+    """Latencies outside of checkpoints and within."""
+    file = broker.folder / "latencies"
+    words = [PACED, broker.host, broker.port, a.sessions, 64, a.seconds, a.rate, file]
+    with subprocess.Popen(on_core(1, *words), stdout=subprocess.PIPE, text=True) as paced:
+        intervals, finished = watch(broker, paced)
+        out = paced.stdout.read() if paced.stdout else ""
+    if paced.returncode != 0:
+        raise SystemExit("paced_load failed")
+    quiet, during = split(file, json.loads(out)["started_unix_ms"], intervals)
+    return Round(quiet, during, finished)
+
+
+def rows(a: argparse.Namespace, rounds: list[Round]) -> list[str]:
+    """Percentiles of both: of each round, and their medians."""
+    inside = sum(len(r.during) for r in rounds)
+    told = inside + sum(len(r.quiet) for r in rounds)
     made = [
-        f"| {a.rate:,.0f} messages/s, 64 B, QoS 1, {a.queued:,} queued: checkpoints in {a.seconds:g} s | "
-        f"{finished:.0f}, {lasted_ms / 1000:.1f} s in all, {len(during):,} of {told:,} messages | - |"
+        f"| {a.rate:,.0f} messages/s, 64 B, QoS 1, {a.queued:,} queued: checkpoints in {a.rounds} x {a.seconds:g} s | "
+        f"{sum(r.finished for r in rounds):.0f}, {inside:,} of {told:,} messages in them | - |"
     ]
     for name, share in (("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)):
-        plain, busy = percentile(quiet, share), percentile(during, share)
+        plain = [percentile(r.quiet, share) for r in rounds]
+        busy = [percentile(r.during, share) for r in rounds]
+        times = [b / p for b, p in zip(busy, plain, strict=True)]
         goal = "at most 1.5 times" if name == "p99" else "-"
-        made.append(
-            f"| {name} without / during a checkpoint "
-            f"| {plain:,.0f} / {busy:,.0f} us: {busy / plain:.2f} times | {goal} |"
-        )
+        both = f"{statistics.median(plain):,.0f} / {statistics.median(busy):,.0f} us"
+        made.append(f"| {name} without / during a checkpoint | {both}: {spread(times, '.2f')} times | {goal} |")
     return made
 
 
@@ -100,7 +117,8 @@ def main() -> int:
     """Build, measure, print, perhaps write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rate", type=float, default=20_000.0, help="messages per second")
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seconds", type=float, default=30.0, help="of each round")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--queued", type=int, default=1_000_000, help="messages that wait all the time")
     parser.add_argument("--sessions", type=int, default=1_000)
     parser.add_argument("--checkpoint-bytes-min", type=int, default=16 << 20, help="smaller: more of them")
@@ -109,6 +127,7 @@ def main() -> int:
     a = parser.parse_args()
     if a.smoke:
         a.rate, a.seconds, a.queued, a.sessions, a.checkpoint_bytes_min = 2_000.0, 1.5, 2_000, 20, 65_536
+        a.rounds = 1
     build = ["cargo", "build", "--quiet", "--release", "-p", "roostmq-engine", "--examples"]
     subprocess.run(build, cwd=ROOT, check=True)
     folder = Path(tempfile.mkdtemp(prefix="bench-pause-", dir=ROOT / "target"))
@@ -125,7 +144,10 @@ def main() -> int:
     return 0
 
 
-TEXT = "broker with one lane on core 0, open-loop publishers on core 1; times count from the instant a message was due."
+TEXT = (
+    "broker with one lane on core 0, open-loop publishers on core 1; times count from the instant a message was due; "
+    "medians of the rounds (lowest to highest)."
+)
 
 if __name__ == "__main__":
     sys.exit(main())
