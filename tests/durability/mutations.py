@@ -1,10 +1,10 @@
 """Every guard of the engine is taken out in turn, and the harness that is meant to notice must fail.
 
 Contract: copies engine, binding and docs to target/mutants (or --folder), applies one small patch, builds, runs the
-harness (`power_cut`: partitions and writer on a simulated disk; `log_thread`: the log's thread on it; `golden`: directories
-of every version; `lanes`: a lane that panics; `disk_bound`: how much it takes), and demands a failure; a mutant that does
-not build is an error, not a success. The tree without a mutation must pass. Names are those of the rules of the model
-(model_log.py) where there is one. Long: not in CI.
+harness (`power_cut`: partitions and writer on a simulated disk; `log_thread`: the log's thread on it; `log_reader`: bytes
+that are not what was written; `golden`: directories of every version; `lanes`: a lane that panics; `disk_bound`: how much
+it takes), and demands a failure; a mutant that does not build is an error, not a success. The tree without a mutation
+must pass. Names are those of the rules of the model (model_log.py) where there is one. Long: not in CI.
 
     python3 tests/durability/mutations.py [--only NAME] [--seeds N]
 """
@@ -23,9 +23,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 POWER, THREAD, GOLDEN, LANES = "power_cut", "log_thread", "golden", "lanes"
-DISK = "disk_bound"
-TARGETS = {name: ["--test", name] for name in (POWER, THREAD, GOLDEN, DISK)} | {LANES: ["--lib"]}
-FILTERS = {LANES: ["lane::log_tests", "counted_once", "what_comes_from_the_disk"]}
+DISK, READER = "disk_bound", "log_reader"
+TARGETS = {name: ["--test", name] for name in (POWER, THREAD, GOLDEN, DISK, READER)} | {LANES: ["--lib"]}
+FILTERS = {LANES: ["lane::log_tests", "counted_once", "bodies_on_disk_are_delivered"]}
 BUILD_S, RUN_S = 900, 600
 
 
@@ -190,6 +190,20 @@ LOGGED = [
         "log/scan.rs",
         "if last && !is_whole(&group, body) {",
         "if last && !is_whole(&group, body) && body.is_empty() {",
+    ),
+    Mutation(
+        "group-atomic: a sound record of an older group counts",
+        "log/scan.rs",
+        "    group.has_body(body) && has_sound_records(group, body)",
+        "    has_sound_records(group, body)",
+        READER,
+    ),
+    Mutation(
+        "damage: a sound record of an older group counts",
+        "log/scan.rs",
+        "    if !group.has_body(body) && has_sound_records(group, body) {",
+        "    if group.len == 0 && !group.has_body(body) {",
+        READER,
     ),
     Mutation(
         "groups of a spare segment's earlier life count", "log/frame.rs", " || u64_at(b, 8) != at {", " || at == 0 {"

@@ -169,6 +169,12 @@ impl Group {
             body_crc: u32_at(b, 48),
         })
     }
+
+    /// Are these its batches, to the last byte?
+    #[must_use]
+    pub fn has_body(&self, body: &[u8]) -> bool {
+        self.body_crc == crc(Some(body))
+    }
 }
 
 /// The header of a batch.

@@ -282,9 +282,10 @@ fn next_group(s: &Segment, at: u32, stop: u32) -> Option<u32> {
 }
 
 fn is_whole(group: &Group, body: &[u8]) -> bool {
-    if crc32c::crc32c(body) != group.body_crc {
-        return false;
-    }
+    group.has_body(body) && has_sound_records(group, body)
+}
+
+fn has_sound_records(group: &Group, body: &[u8]) -> bool {
     let Some(batches) = split_batches(group, body) else { return false };
     batches.iter().all(|(head, records, _)| {
         let mut rest = *records;
@@ -305,6 +306,11 @@ fn show(s: &Segment, at: u32, group: &Group, body: &[u8], found: &mut Scan, visi
         found.damaged.push(damage(s, at, "the headers of a group are damaged; its records are lost"));
         return;
     };
+    if !group.has_body(body) && has_sound_records(group, body) {
+        // a write that never reached the disk, in a segment that was used before
+        found.damaged.push(damage(s, at, "a group has records of an older one among its own; its records are lost"));
+        return;
+    }
     for (head, records, offset) in batches {
         let mut rest = records;
         loop {

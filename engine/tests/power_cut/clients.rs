@@ -12,6 +12,9 @@ impl World {
 
     fn effect(&mut self, p: usize, effect: Effect, current: Option<u64>) {
         match effect {
+            // nobody is told any more on a connection that has ended
+            Effect::Pubrel { connection, .. } | Effect::Pubcomp { connection, .. }
+                if self.clients[connection.key as usize].connection != Some(connection) => {}
             Effect::Attached { connection, session, present } => {
                 let c = &mut self.clients[connection.key as usize];
                 assert!(c.uid == 0 || present && c.uid == session.uid, "its session was there");
