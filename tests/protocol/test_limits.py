@@ -118,6 +118,41 @@ def test_reject_counts_only_when_nobody_took_it(make_broker):
         here.message(topic, f"{i}")
 
 
+@pytest.mark.parametrize("where", ["memory", "data"])
+def test_the_queues_of_one_user(make_broker, tmp_path, where):
+    """All persistent sessions of a user together; what is received or ended makes room again, another user is not in it."""
+    config = "[listeners.tcp]\nport = 0\n[limits]\nqueue_user_messages_max = 4\n"
+    broker = make_broker(config, *(["--memory"] if where == "memory" else ["--data", str(tmp_path / "data")]))
+    topic, p = unique(), broker.client()
+    ann = {f"{topic}-a{i}": "ann" for i in range(2)}
+    bob = {f"{topic}-b": "bob"}
+    for client_id, user in {**ann, **bob}.items():
+        c = broker.client(5, client_id, username=user, session_expiry=60)
+        c.subscribe((topic, 1))
+        c.disconnect()
+    time.sleep(0.2)
+
+    def waiting(client_id, user, count):
+        c = broker.client(5, client_id, username=user, clean=False, session_expiry=60)
+        got = [c.message().payload.decode() for _ in range(count)]
+        c.quiet()
+        c.disconnect()
+        time.sleep(0.2)
+        return "".join(got)
+
+    for _ in range(2):
+        for i in range(5):
+            assert p.deliver(topic, f"{i}", 1).code == 0
+        assert waiting(f"{topic}-b", "bob", 4) == "0123"
+        assert [waiting(client_id, user, 2) for client_id, user in ann.items()] == ["01", "01"]
+    p.deliver(topic, "a", 1)
+    broker.client(5, f"{topic}-a0", username="ann", clean=True).disconnect()  # ends with one message in it
+    time.sleep(0.2)
+    for i in range(5):
+        p.deliver(topic, f"{i}", 1)
+    assert waiting(f"{topic}-a1", "ann", 4) == "a012"
+
+
 def test_a_slow_reader_harms_nobody(make_broker):
     """QoS 0 towards a client that does not read is dropped and counted; others get everything."""
     broker = make_broker("[listeners.tcp]\nport = 0\n[limits]\npending_output_bytes_max = 100000\n", "--admin-port=0")

@@ -131,11 +131,15 @@ impl Journal {
 impl Partition {
     /// Logs the record if it is worth it, applies it, and returns the place that `SessionOpened` made.
     pub(super) fn commit(&mut self, durable: bool, record: Record<'_>) -> u32 {
-        if !(durable && self.journal.on) {
+        if !durable {
             return self.state.apply(record);
         }
-        let (records, offset) = self.journal.begin();
-        encode(&self.state, &record, records);
+        let mut offset = None;
+        if self.journal.on {
+            let (records, at) = self.journal.begin();
+            encode(&self.state, &record, records);
+            offset = Some(at);
+        }
         let slot = record.slot();
         let bytes = |p: &Self| slot.and_then(|s| p.state.session(s)).map_or(0, |s| s.queue.bytes());
         let before = bytes(self);
@@ -145,7 +149,9 @@ impl Partition {
                 let Some(s) = self.state.session(d.slot) else { continue };
                 s.user.iter().for_each(|user| user.shift(1, len.into()));
                 let uid = s.uid;
-                self.journal.note(offset, len, d.slot, uid, d.index);
+                if let Some(offset) = offset {
+                    self.journal.note(offset, len, d.slot, uid, d.index);
+                }
                 self.wanted.0 += 1;
                 self.wanted.1 += i64::from(len);
             }
@@ -165,6 +171,9 @@ impl Partition {
         if let Some(user) = slot.and_then(|s| self.state.session(s)).and_then(|s| s.user.as_ref()) {
             user.shift(-messages, -bytes);
         }
+        if offset.is_none() {
+            self.count_wanted();
+        }
         made
     }
 
@@ -176,9 +185,16 @@ impl Partition {
 
     /// What was written since the last call, for the log.
     pub fn take_batch(&mut self) -> Option<Batch> {
-        let (messages, bytes) = std::mem::take(&mut self.wanted);
-        self.rules.queued.shift(messages, bytes);
+        self.count_wanted();
         self.journal.take(self.number)
+    }
+
+    /// The bound in total knows what waits here: once in a tick, or at once where no log asks for batches.
+    fn count_wanted(&mut self) {
+        let (messages, bytes) = std::mem::take(&mut self.wanted);
+        if (messages, bytes) != (0, 0) {
+            self.rules.queued.shift(messages, bytes);
+        }
     }
 
     /// Everything up to this record is safe; the records of this batch begin at this address.
