@@ -328,7 +328,8 @@ BOUND = [
     Mutation(
         "what a client does not take at once is forgotten before it is sent",
         "partition/deliver.rs",
-        "                    came.push((index, len));\n",
+        "                    came.push((index, entry.len));\n                    entry.body = Some(body);\n",
+        "                    let len = entry.len;\n                    entry.body = Some(body);\n"
         "                    self.keep_fetched(r, index, len);\n                    came.push((index, len));\n",
         LANES,
     ),
