@@ -182,7 +182,7 @@ LOGGED = [
     Mutation(
         "the name of a new segment is not synced",
         WRITER,
-        "        self.storage.sync_names()?;\n        self.bytes_written += head",
+        "        self.sync_names()?;\n        self.bytes_written += head",
         "        self.bytes_written += head",
     ),
     Mutation(
