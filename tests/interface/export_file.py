@@ -13,7 +13,7 @@ FIELDS = {
     "message": {"uid", "index", "stage", "qos", "retain", "identifiers", "group", "given"} | BODY,
     "retained": BODY,
     "origin": {"partition", "uid", "floor", "taken"},
-    "end": {"sessions", "subscriptions", "messages", "retained"},
+    "end": {"sessions", "subscriptions", "messages", "retained", "lines"},
 }
 
 
@@ -30,7 +30,7 @@ def check(text):
         found[kind].append(line)
     (end,) = found["end"]
     counts = {f"{kind}s": len(found[kind]) for kind in ("session", "subscription", "message")}
-    assert end == {**counts, "retained": len(found["retained"])}
+    assert end == {**counts, "retained": len(found["retained"]), "lines": len(lines) + 1}
     owners = {line["uid"]: line for kind in ("session", "group") for line in found[kind]}
     assert len(owners) == len(found["session"]) + len(found["group"])
     for uid in owners:

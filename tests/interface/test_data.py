@@ -288,7 +288,7 @@ def test_a_wrong_file_leaves_nothing_that_starts(run, tmp_path):
     for number, (wrong, *texts) in enumerate(
         (
             (lines[:-1],),
-            (lines[:-2] + lines[-1:],),
+            *((lines[:at] + lines[at + 1 :],) for at in range(1, len(lines) - 1)),
             ([lines[0].replace('"roostmq_export":1', '"roostmq_export":7'), *lines[1:]], "7"),
             ([*lines[:3], "{", *lines[3:]], "line 4"),
             ([*lines[:1], json.dumps({"kind": "novelty"}), *lines[1:]], "line 2", "novelty"),

@@ -149,12 +149,13 @@ impl Export<'_> {
         for ((replay, _), number) in kept.partitions.iter().zip(0u16..) {
             export.partition(number, replay, &mut bodies)?;
         }
-        let end = export.end;
+        let end = EndLine { lines: export.end.lines + 1, ..export.end };
         export.line(&Line::End(end))?;
         Ok((end, export.damage))
     }
 
     fn json(&mut self, value: &impl serde::Serialize) -> io::Result<()> {
+        self.end.lines += 1;
         serde_json::to_writer(&mut *self.out, value)?;
         self.out.write_all(b"\n")
     }

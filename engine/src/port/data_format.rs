@@ -263,4 +263,6 @@ pub(super) struct EndLine {
     pub subscriptions: u64,
     pub messages: u64,
     pub retained: u64,
+    /// Lines of the file, this one included: a line of any kind that is missing shows.
+    pub lines: u64,
 }

@@ -124,6 +124,7 @@ fn fill(directory: &Directory, header: &Header, lines: &mut Lines<'_>) -> Result
         if end.is_some() {
             return Err(lines.wrong("stands behind the last line"));
         }
+        build.numbers.lines = lines.number;
         match line {
             Line::End(numbers) if numbers == build.numbers => end = Some(numbers),
             Line::End(numbers) => {
