@@ -70,6 +70,34 @@ impl Engine {
     }
 }
 
+/// A load on a broker, which runs on threads of its own.
+#[pyclass(frozen, module = "roostmq._engine")]
+struct Load(roostmq_load::Load);
+
+#[pymethods]
+impl Load {
+    /// Begins what a plan says.
+    #[staticmethod]
+    fn start(plan: &str) -> PyResult<Self> {
+        roostmq_load::Load::start(plan).map(Self).map_err(EngineError::new_err)
+    }
+
+    /// How far it is, as JSON.
+    fn progress(&self) -> String {
+        self.0.progress()
+    }
+
+    /// Waits for the report, JSON; None if it is not there in time.
+    fn result(&self, py: Python<'_>, at_most_ms: u64) -> PyResult<Option<String>> {
+        py.detach(|| self.0.result(Duration::from_millis(at_most_ms))).transpose().map_err(EngineError::new_err)
+    }
+
+    /// Asks it to end soon and report what it has.
+    fn stop(&self) {
+        self.0.stop();
+    }
+}
+
 /// Version of the engine.
 #[pyfunction]
 const fn version() -> &'static str {
@@ -119,6 +147,7 @@ fn data_import(py: Python<'_>, dir: &str, file: &str) -> PyResult<String> {
 fn _engine(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("EngineError", m.py().get_type::<EngineError>())?;
     m.add_class::<Engine>()?;
+    m.add_class::<Load>()?;
     m.add_function(wrap_pyfunction!(version, m)?)?;
     m.add_function(wrap_pyfunction!(hash_password, m)?)?;
     m.add_function(wrap_pyfunction!(check_password, m)?)?;

@@ -1,0 +1,338 @@
+//! The loop: sockets of one thread, read and written in turns. A work gives clients something to say and hears what
+//! happens to them; it never waits for one of them alone.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use mio::event::Event as Readiness;
+use mio::net::TcpStream;
+use mio::{Events, Interest, Poll, Token};
+use slab::Slab;
+
+use crate::client::{Client, Event};
+use crate::codec::{Hello, Template, decode, frame};
+use crate::stamp::{Stamp, Stamper};
+use crate::stream::{Connector, Stream};
+
+const READ_BYTES: usize = 256 << 10;
+/// What is gathered for one client before it is written within a turn.
+const OUT_BYTES: usize = 128 << 10;
+/// Half of the keep-alive that clients ask for.
+const PING_NS: u64 = 30_000_000_000;
+/// Keep-alive of every client, seconds.
+pub const KEEP_ALIVE_S: u16 = 60;
+
+/// A client, for its whole life.
+pub type Id = usize;
+
+enum Stage {
+    Opening(TcpStream),
+    Open(Stream),
+    Gone,
+}
+
+struct Slot {
+    stage: Stage,
+    /// The beginning of a packet whose end has not come.
+    rest: Vec<u8>,
+    client: Client,
+    wrote_ns: u64,
+}
+
+/// Sockets and clients of one thread.
+pub struct Driver {
+    poll: Poll,
+    events: Events,
+    connector: Connector,
+    slots: Slab<Slot>,
+    buffer: Vec<u8>,
+    dirty: Vec<Id>,
+    begun: Instant,
+    pinged_ns: u64,
+    stamper: Stamper,
+}
+
+impl Driver {
+    /// Without clients. Times count from `begun`.
+    ///
+    /// # Errors
+    /// The system gives no poll.
+    pub fn new(connector: Connector, begun: Instant) -> io::Result<Self> {
+        Ok(Self {
+            poll: Poll::new()?,
+            events: Events::with_capacity(1024),
+            connector,
+            slots: Slab::new(),
+            buffer: vec![0; READ_BYTES],
+            dirty: Vec::new(),
+            begun,
+            pinged_ns: 0,
+            stamper: Stamper::new(),
+        })
+    }
+
+    /// Nanoseconds since the beginning.
+    #[must_use]
+    pub fn now_ns(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Checks payloads.
+    #[must_use]
+    pub fn stamper(&self) -> &Stamper {
+        &self.stamper
+    }
+
+    /// A new client, which begins to connect.
+    ///
+    /// # Errors
+    /// No socket.
+    pub fn add(&mut self, hello: Hello) -> io::Result<Id> {
+        let slot = Slot { stage: Stage::Gone, rest: Vec::new(), client: Client::new(hello), wrote_ns: 0 };
+        let id = self.slots.insert(slot);
+        self.open(id)?;
+        Ok(id)
+    }
+
+    /// A client that is gone connects again.
+    ///
+    /// # Errors
+    /// No socket.
+    pub fn again(&mut self, id: Id) -> io::Result<()> {
+        if let Some(slot) = self.slots.get_mut(id) {
+            slot.client.again();
+        }
+        self.open(id)
+    }
+
+    fn open(&mut self, id: Id) -> io::Result<()> {
+        let mut socket = self.connector.open()?;
+        self.poll.registry().register(&mut socket, Token(id), Interest::READABLE | Interest::WRITABLE)?;
+        if let Some(slot) = self.slots.get_mut(id) {
+            slot.rest = Vec::new();
+            slot.stage = Stage::Opening(socket);
+        }
+        Ok(())
+    }
+
+    /// The state of a client.
+    #[must_use]
+    pub fn client(&self, id: Id) -> Option<&Client> {
+        self.slots.get(id).map(|s| &s.client)
+    }
+
+    /// All clients.
+    pub fn clients(&self) -> impl Iterator<Item = &Client> {
+        self.slots.iter().map(|(_, s)| &s.client)
+    }
+
+    /// Gives a client bytes to send.
+    pub fn send(&mut self, id: Id, packet: &[u8]) {
+        if let Some(slot) = self.slots.get_mut(id) {
+            slot.client.out.extend_from_slice(packet);
+            slot.soil(id, &mut self.dirty);
+        }
+    }
+
+    /// Gives a client a message to send.
+    pub fn publish(&mut self, id: Id, template: &Template, stamp: Stamp) {
+        let Some(slot) = self.slots.get_mut(id) else { return };
+        slot.client.publish(template, stamp, &self.stamper);
+        slot.soil(id, &mut self.dirty);
+        if slot.client.out.len() - slot.client.out_at > OUT_BYTES && !slot.client.stuck {
+            // an error shows at the next turn, which hears of it too
+            let _ = slot.write(u64::MAX);
+        }
+    }
+
+    /// May the client be given more, or is the socket full?
+    #[must_use]
+    pub fn has_room(&self, id: Id) -> bool {
+        self.slots.get(id).is_some_and(|s| s.client.ready && !s.client.stuck)
+    }
+
+    /// Ends a connection: with a DISCONNECT, or as if the network had failed.
+    pub fn close(&mut self, id: Id, politely: bool) {
+        let Some(slot) = self.slots.get_mut(id) else { return };
+        if politely && matches!(slot.stage, Stage::Open(_)) {
+            slot.client.out.extend_from_slice(&[0xe0, 0]);
+            let _ = slot.write(0);
+        }
+        slot.stage = Stage::Gone;
+        slot.client.ready = false;
+    }
+
+    /// Ends a client for good.
+    pub fn remove(&mut self, id: Id) {
+        self.close(id, true);
+        self.slots.try_remove(id);
+    }
+
+    /// One turn: everything gathered leaves, then what has come within `wait` is taken. `tell` gets the client, the time
+    /// and what happened.
+    ///
+    /// # Errors
+    /// The system's poll fails.
+    pub fn turn(&mut self, wait: Duration, tell: &mut impl FnMut(Id, u64, Event<'_>)) -> io::Result<()> {
+        self.flush(tell);
+        match self.poll.poll(&mut self.events, Some(wait)) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => return Ok(()),
+            done => done?,
+        }
+        let events = std::mem::replace(&mut self.events, Events::with_capacity(0));
+        for event in &events {
+            self.on(event, tell);
+        }
+        self.events = events;
+        self.ping();
+        self.flush(tell);
+        Ok(())
+    }
+
+    fn on(&mut self, event: &Readiness, tell: &mut impl FnMut(Id, u64, Event<'_>)) {
+        let Token(id) = event.token();
+        let now_ns = self.now_ns();
+        let Some(slot) = self.slots.get_mut(id) else { return };
+        let mut done = Ok(());
+        if event.is_writable() || event.is_error() {
+            if std::mem::take(&mut slot.client.stuck) {
+                tell(id, now_ns, Event::Room);
+            }
+            done = slot.opened(&self.connector);
+            slot.soil(id, &mut self.dirty);
+        }
+        if done.is_ok() && event.is_readable() {
+            done = slot.read(&mut self.buffer, &mut |event| tell(id, now_ns, event));
+            if !slot.client.out.is_empty() {
+                slot.soil(id, &mut self.dirty);
+            }
+        }
+        if let Err(why) = done {
+            slot.gone(&why, &mut |event| tell(id, now_ns, event));
+        }
+    }
+
+    fn flush(&mut self, tell: &mut impl FnMut(Id, u64, Event<'_>)) {
+        let now_ns = self.now_ns();
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for id in dirty.drain(..) {
+            let Some(slot) = self.slots.get_mut(id) else { continue };
+            slot.client.dirty = false;
+            if let Err(e) = slot.write(now_ns) {
+                slot.gone(&e.to_string(), &mut |event| tell(id, now_ns, event));
+            }
+        }
+        // nothing was added meanwhile: the allocation goes on
+        self.dirty = dirty;
+    }
+
+    fn ping(&mut self) {
+        let now_ns = self.now_ns();
+        if now_ns < self.pinged_ns + PING_NS / 30 {
+            return;
+        }
+        self.pinged_ns = now_ns;
+        for (id, slot) in &mut self.slots {
+            if slot.client.ready && slot.wrote_ns + PING_NS < now_ns {
+                slot.client.out.extend_from_slice(&[0xc0, 0]);
+                slot.soil(id, &mut self.dirty);
+            }
+        }
+    }
+}
+
+impl Slot {
+    fn soil(&mut self, id: Id, dirty: &mut Vec<Id>) {
+        if !self.client.dirty {
+            self.client.dirty = true;
+            dirty.push(id);
+        }
+    }
+
+    /// Goes on with a connection in the making.
+    fn opened(&mut self, connector: &Connector) -> Result<(), String> {
+        match std::mem::replace(&mut self.stage, Stage::Gone) {
+            Stage::Opening(socket) => {
+                if let Ok(Some(e)) | Err(e) = socket.take_error() {
+                    return Err(e.to_string());
+                }
+                // both sides of a connection that is not there yet: wait on
+                if socket.peer_addr().is_err() {
+                    self.stage = Stage::Opening(socket);
+                    return Ok(());
+                }
+                self.stage = Stage::Open(connector.layers(socket).map_err(|e| e.to_string())?);
+            }
+            other => self.stage = other,
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, buffer: &mut Vec<u8>, tell: &mut impl FnMut(Event<'_>)) -> Result<(), String> {
+        let Stage::Open(stream) = &mut self.stage else { return Ok(()) };
+        if !stream.advance().map_err(|e| e.to_string())? {
+            return Ok(());
+        }
+        loop {
+            let held = self.rest.len();
+            if buffer.len() < held + READ_BYTES / 2 {
+                buffer.resize(held + READ_BYTES, 0);
+            }
+            let n = match stream.read(buffer, held) {
+                Ok(0) => return Err("the server closed the connection".to_owned()),
+                Ok(n) => n,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(e.to_string()),
+            };
+            let last = stream.short_is_last() && held + n < buffer.len();
+            if let Some(front) = buffer.get_mut(..held) {
+                front.copy_from_slice(&self.rest);
+            }
+            let got = buffer.get(..held + n).unwrap_or_default();
+            let used = packets(&mut self.client, got, tell)?;
+            self.rest.clear();
+            self.rest.extend_from_slice(got.get(used..).unwrap_or_default());
+            if last {
+                return Ok(());
+            }
+        }
+    }
+
+    fn write(&mut self, now_ns: u64) -> io::Result<()> {
+        let Stage::Open(stream) = &mut self.stage else { return Ok(()) };
+        if !stream.advance()? {
+            return Ok(());
+        }
+        let c = &mut self.client;
+        c.stuck = !stream.write(&c.out, &mut c.out_at)?;
+        if c.out_at == c.out.len() {
+            c.out.clear();
+            c.out_at = 0;
+            if c.out.capacity() > OUT_BYTES * 4 || !c.ready {
+                c.out = Vec::new();
+            }
+        }
+        if now_ns != u64::MAX {
+            self.wrote_ns = now_ns;
+        }
+        Ok(())
+    }
+
+    fn gone(&mut self, why: &str, tell: &mut impl FnMut(Event<'_>)) {
+        self.stage = Stage::Gone;
+        self.client.ready = false;
+        tell(Event::Closed(why));
+    }
+}
+
+/// Gives the client all whole packets at the front; the bytes that they took.
+fn packets(client: &mut Client, bytes: &[u8], tell: &mut impl FnMut(Event<'_>)) -> Result<usize, String> {
+    let mut at = 0;
+    while let Some((first, body, length)) = frame(bytes.get(at..).unwrap_or_default())? {
+        let packet = decode(first, body, client.hello.v5)?;
+        client.take(&packet, &mut *tell)?;
+        at += length;
+    }
+    Ok(at)
+}

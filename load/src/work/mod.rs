@@ -1,0 +1,42 @@
+//! The loads.
+
+mod batch;
+mod connect;
+mod feed;
+mod inbox;
+mod offline;
+mod pub_sub;
+mod retained;
+mod soak;
+mod subscriptions;
+
+use crate::driver::Driver;
+use crate::plan::{Plan, Work};
+use crate::report::Report;
+use crate::shared::Shared;
+use crate::stream::Connector;
+
+/// Threads that the work uses: only traffic is spread over several.
+#[must_use]
+pub fn threads(plan: &Plan) -> usize {
+    if plan.work == Work::PubSub { plan.threads } else { 1 }
+}
+
+/// Runs the load of the plan.
+///
+/// # Errors
+/// It cannot be run: no broker, a refused connection, a wrong file.
+pub fn run(plan: &Plan, shared: &Shared) -> Result<Report, String> {
+    match plan.work {
+        Work::PubSub => pub_sub::run(plan, shared),
+        Work::Connect => connect::run(plan, shared),
+        Work::Retained => retained::run(plan, shared),
+        Work::Subscriptions => subscriptions::run(plan, shared),
+        Work::Offline => offline::run(plan, shared),
+        Work::Soak => soak::run(plan, shared),
+    }
+}
+
+fn driver(plan: &Plan, shared: &Shared) -> Result<Driver, String> {
+    Driver::new(Connector::new(plan)?, shared.begun).map_err(|e| format!("no poll: {e}"))
+}
