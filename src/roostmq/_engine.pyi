@@ -5,6 +5,7 @@ from typing import final
 __all__ = [
     "Engine",
     "EngineError",
+    "Load",
     "check_password",
     "data_export",
     "data_import",
@@ -35,6 +36,20 @@ class Engine:
         """Waits until the lanes have ended by themselves after the command `stop`."""
     def stop(self) -> None:
         """Ends every lane; a second call does nothing."""
+
+@final
+class Load:
+    """A load on a broker, which runs on threads of its own."""
+
+    @staticmethod
+    def start(plan: str) -> Load:
+        """Begins what a plan says."""
+    def progress(self) -> str:
+        """How far it is, as JSON."""
+    def result(self, at_most_ms: int) -> str | None:
+        """Waits for the report, JSON; None if it is not there in time."""
+    def stop(self) -> None:
+        """Asks it to end soon and report what it has."""
 
 def version() -> str:
     """Version of the engine."""

@@ -84,6 +84,36 @@ class Engine:
             native.stop()
 
 
+class Load:
+    """A load on a broker, which began with the plan of docs/formats/bench.md and runs on threads of its own.
+
+    Raises EngineError: the plan is wrong, or (from `report`) the load could not be run.
+    """
+
+    def __init__(self, plan: dict[str, Any]) -> None:
+        try:
+            self._native = _engine.Load.start(json.dumps(plan))
+        except _engine.EngineError as error:
+            raise EngineError(str(error)) from None
+
+    def progress(self) -> dict[str, Any]:
+        """How far it is: `phase`, `done` of `total`, `sent`, `delivered`, `faults`, `seconds`."""
+        told: dict[str, Any] = json.loads(self._native.progress())
+        return told
+
+    def report(self, at_most_s: float) -> dict[str, Any] | None:
+        """Wait for the report; None if it is not there in time."""
+        try:
+            text = self._native.result(int(at_most_s * 1000))
+        except _engine.EngineError as error:
+            raise EngineError(str(error)) from None
+        return None if text is None else json.loads(text)
+
+    def stop(self) -> None:
+        """Ask it to end soon; what it has found until then is reported."""
+        self._native.stop()
+
+
 def publish_command(topic: str, payload: bytes, *, qos: int = 0, retain: bool = False) -> dict[str, Any]:
     """The command that publishes a message of the broker itself."""
     text = base64.b64encode(payload).decode()

@@ -18,6 +18,7 @@ COMMANDS = {
     "passwd": "manage a password file",
     "config": "check, convert or describe a configuration",
     "data": "look into, check, export and import a data directory",
+    "bench": "load a broker, any broker, and verify every message",
     "why": "say what became of a client's messages",
     "version": "print the version",
 }
@@ -74,6 +75,10 @@ def _run(name: str, words: list[str]) -> int:
         from roostmq.interface.cli import run
 
         return run.main(words)
+    if name == "bench":
+        from roostmq.interface.cli import bench
+
+        return bench.main(words)
     if name == "passwd":
         from roostmq.interface.cli import passwd
 
