@@ -19,21 +19,24 @@ const MANY: usize = 64;
 const ROOT: u32 = 0;
 const NONE: u32 = 0;
 
-#[derive(Debug)]
+/// As large as one subscriber: most filters have no more.
+#[derive(Debug, Default)]
 enum Subscribers<T> {
-    Few(SmallVec<[T; 1]>),
+    #[default]
+    None,
+    One(T),
+    // the box keeps the large case from making the small one large
+    #[allow(clippy::box_collection)]
+    Few(Box<Vec<T>>),
     Many(Box<HashMap<u64, T, RandomState>>),
-}
-
-impl<T: Keyed> Default for Subscribers<T> {
-    fn default() -> Self {
-        Self::Few(SmallVec::new())
-    }
 }
 
 impl<T: Keyed> Subscribers<T> {
     fn insert(&mut self, value: T) -> Option<T> {
         match self {
+            Self::None => *self = Self::One(value),
+            Self::One(old) if old.key() == value.key() => return Some(std::mem::replace(old, value)),
+            Self::One(old) => *self = Self::Few(Box::new(vec![*old, value])),
             Self::Few(list) => {
                 if let Some(old) = list.iter_mut().find(|t| t.key() == value.key()) {
                     return Some(std::mem::replace(old, value));
@@ -42,28 +45,36 @@ impl<T: Keyed> Subscribers<T> {
                 if list.len() > MANY {
                     *self = Self::Many(Box::new(list.drain(..).map(|t| (t.key(), t)).collect()));
                 }
-                None
             }
-            Self::Many(map) => map.insert(value.key(), value),
+            Self::Many(map) => return map.insert(value.key(), value),
         }
+        None
     }
 
     fn remove(&mut self, key: u64) -> Option<T> {
-        match self {
-            Self::Few(list) => list.iter().position(|t| t.key() == key).map(|i| list.swap_remove(i)),
-            Self::Many(map) => map.remove(&key),
+        let (old, empty) = match self {
+            Self::None => return None,
+            Self::One(one) => ((one.key() == key).then_some(*one), one.key() == key),
+            Self::Few(list) => {
+                let old = list.iter().position(|t| t.key() == key).map(|i| list.swap_remove(i));
+                (old, list.is_empty())
+            }
+            Self::Many(map) => (map.remove(&key), map.is_empty()),
+        };
+        if empty {
+            *self = Self::None;
         }
+        old
     }
 
-    fn is_empty(&self) -> bool {
-        match self {
-            Self::Few(list) => list.is_empty(),
-            Self::Many(map) => map.is_empty(),
-        }
+    const fn is_empty(&self) -> bool {
+        matches!(self, Self::None)
     }
 
     fn each(&self, f: &mut impl FnMut(&T)) {
         match self {
+            Self::None => {}
+            Self::One(one) => f(one),
             Self::Few(list) => list.iter().for_each(f),
             Self::Many(map) => map.values().for_each(f),
         }

@@ -83,11 +83,11 @@ impl Lane {
         self.generation = self.generation.wrapping_add(1);
         let connection = Connection::new(transport, listener, self.generation, self.now_ms);
         self.stats.shift(Gauge::handshakes, 1);
-        self.install(connection);
+        self.install(Box::new(connection));
     }
 
     /// Puts a connection into the table and under the eyes of the poll.
-    pub(super) fn install(&mut self, mut connection: Connection) -> Option<usize> {
+    pub(super) fn install(&mut self, mut connection: Box<Connection>) -> Option<usize> {
         let entry = self.connections.vacant_entry();
         let key = entry.key();
         let place = Place(CONNECTIONS + key);

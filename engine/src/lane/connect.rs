@@ -204,11 +204,11 @@ impl Lane {
         let Some(mut connection) = self.connections.try_remove(key) else { return };
         self.stats.shift(Gauge::handshakes, -1);
         let _ = connection.transport.deregister(self.poll.registry());
-        self.send(lane, LaneMessage::Connection(Box::new(connection)));
+        self.send(lane, LaneMessage::Connection(connection));
     }
 
     /// A connection comes from the lane that accepted it, with the bytes that were read already.
-    pub(super) fn on_handed_over(&mut self, mut connection: Connection) {
+    pub(super) fn on_handed_over(&mut self, mut connection: Box<Connection>) {
         self.generation = self.generation.wrapping_add(1);
         connection.generation = self.generation;
         self.stats.shift(Gauge::handshakes, 1);

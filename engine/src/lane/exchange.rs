@@ -247,7 +247,7 @@ impl Lane {
                 self.pass_on(token, flow);
             }
             LaneMessage::Socket { listener, transport } => self.open_socket(listener, *transport),
-            LaneMessage::Connection(connection) => self.on_handed_over(*connection),
+            LaneMessage::Connection(connection) => self.on_handed_over(connection),
             LaneMessage::Checked { connection, result } => self.on_checked(connection, *result),
             LaneMessage::Interest(delta) => {
                 self.interest.apply(from, &delta);

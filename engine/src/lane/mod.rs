@@ -118,7 +118,8 @@ pub struct Lane {
     poll: Poll,
     listeners: Vec<(u16, Listener)>,
     accepting: bool,
-    connections: Slab<Connection>,
+    /// Boxed: a table of them that grows would copy all and keep the old half for a while.
+    connections: Slab<Box<Connection>>,
     generation: u32,
     lingering: Slab<Transport>,
     partitions: Vec<Option<Box<Partition>>>,
@@ -363,7 +364,7 @@ impl Lane {
 
     /// The connection that a name means, if it is still that one.
     fn connection(&mut self, id: ConnectionId) -> Option<&mut Connection> {
-        self.connections.get_mut(id.key as usize).filter(|c| c.generation == id.generation)
+        self.connections.get_mut(id.key as usize).map(Box::as_mut).filter(|c| c.generation == id.generation)
     }
 
     fn id_of(&self, key: usize) -> ConnectionId {
