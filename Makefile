@@ -4,9 +4,9 @@
 PY := .venv/bin/python
 JOBS ?= 4
 export CARGO_TERM_COLOR ?= never
-RUST_SOURCES := $(shell find engine binding -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock
+RUST_SOURCES := $(shell find engine load binding -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock
 
-.PHONY: run test check build test-rust test-python hostile chaos mutations bench-durable fuzz coverage wheel clean
+.PHONY: run test check build test-rust test-python hostile chaos mutations bench bench-quick bench-durable profile fuzz coverage wheel clean
 
 run: build
 	.venv/bin/roost run
@@ -65,9 +65,19 @@ bench-durable: build
 	$(PY) bench/durable.py --write
 	$(PY) bench/pause.py --write
 
-# Beside mosquitto, if it is installed (Debian: mosquitto).
-bench-peers: build
-	$(PY) bench/peers.py --write
+# Beside the floor and the peers that can be had: MOSQUITTO_SRC and FLASHMQ_SRC name builds of two of them.
+bench: build bench-durable
+	cargo build --quiet --release -p roostmq-null
+	$(PY) bench/run.py --write
+
+bench-quick: build
+	cargo build --quiet --release -p roostmq-null
+	$(PY) bench/run.py --quick
+
+# Where the time of the broker goes under a named work: make profile WORK=qos0 (or qos1, qos2, fan-in, fan-out, alone).
+WORK ?= qos0
+profile: build
+	$(PY) bench/profile_broker.py $(WORK)
 
 wheel:
 	.venv/bin/maturin build --release --out dist

@@ -11,7 +11,11 @@ BENCH = Path(__file__).resolve().parents[2] / "bench"
 
 @pytest.mark.parametrize(
     ("name", "rows"),
-    [("durable", "/ 0 / 0 in"), ("pause", "p99 without / during a checkpoint"), ("peers", "| QoS 1, 64 B, 2 pairs |")],
+    [
+        ("durable", "/ 0 / 0 in"),
+        ("pause", "p99 without / during a checkpoint"),
+        ("run", "a message of a shared group, by members"),
+    ],
 )
 def test_the_short_version_runs(name: str, rows: str) -> None:
     """Every message arrives in order, those on disk after a restart too, and a table comes out."""
