@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::codec::{Hello, Packet, Publish, Template};
+use crate::codec::{Hello, Packet, Publish, Template, subscribe};
 use crate::stamp::{Stamp, Stamper};
 
 /// What a client has to tell.
@@ -12,6 +12,7 @@ pub enum Event<'a> {
     Ready {
         present: bool,
     },
+    /// The codes of a SUBACK, as many as filters were asked for.
     Subscribed(&'a [u8]),
     Message(&'a Publish<'a>),
     /// Messages that the server has taken over since the last event.
@@ -37,11 +38,31 @@ pub struct Client {
     window: Window,
     /// QoS 2: identifiers that were received and not released.
     held: Option<Box<Held>>,
+    /// SUBSCRIBEs that wait for their answer: identifier and number of filters.
+    asked: Vec<(u16, usize)>,
+    pub counts: Counts,
+}
+
+/// What a client finds by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
     pub acks_out_of_order: u64,
     /// Messages that the server refused by their acknowledgement.
     pub refused: u64,
     /// The same QoS 2 message again before its release, and not marked as that: not given on.
     pub repeated: u64,
+    /// Messages at QoS 1 and 2 that the server has not answered for to the end.
+    pub unacknowledged: u64,
+}
+
+impl Counts {
+    /// Adds those of another client.
+    pub fn add(&mut self, o: &Self) {
+        self.acks_out_of_order += o.acks_out_of_order;
+        self.refused += o.refused;
+        self.repeated += o.repeated;
+        self.unacknowledged += o.unacknowledged;
+    }
 }
 
 type Held = [u64; 1024];
@@ -61,9 +82,8 @@ impl Client {
             receive_maximum: u16::MAX,
             window: Window::default(),
             held: None,
-            acks_out_of_order: 0,
-            refused: 0,
-            repeated: 0,
+            asked: Vec::new(),
+            counts: Counts::default(),
         }
     }
 
@@ -73,6 +93,8 @@ impl Client {
         self.out_at = 0;
         self.ready = false;
         self.stuck = false;
+        self.asked.clear();
+        self.counts.unacknowledged += self.window.open();
         self.window = Window { first: self.window.next(), states: VecDeque::new() };
     }
 
@@ -80,6 +102,20 @@ impl Client {
     #[must_use]
     pub fn under_way(&self) -> usize {
         self.window.states.len()
+    }
+
+    /// What it has found until now.
+    #[must_use]
+    pub fn found(&self) -> Counts {
+        let mut counts = self.counts;
+        counts.unacknowledged += self.window.open();
+        counts
+    }
+
+    /// Appends a SUBSCRIBE.
+    pub fn subscribe(&mut self, id: u16, filters: &[Vec<u8>], qos: u8) {
+        self.asked.push((id, filters.len()));
+        self.out.extend(subscribe(id, filters.iter().map(Vec::as_slice), qos, self.hello.v5));
     }
 
     /// Appends a message.
@@ -101,6 +137,10 @@ impl Client {
     /// # Errors
     /// The server broke the protocol.
     pub fn take<'a>(&mut self, packet: &'a Packet<'a>, mut tell: impl FnMut(Event<'_>)) -> Result<(), String> {
+        let out_of_turn = self.ready == matches!(packet, Packet::Connack { .. });
+        if out_of_turn && !matches!(packet, Packet::Disconnect { .. }) {
+            return Err(if self.ready { "a second CONNACK" } else { "no CONNACK at the beginning" }.to_owned());
+        }
         match packet {
             Packet::Publish(p) => {
                 if self.received(p) {
@@ -114,7 +154,7 @@ impl Client {
                 self.answer(0x70, *id);
             }
             Packet::Ack { kind, id, code } => {
-                self.refused += u64::from(*code >= 0x80);
+                self.counts.refused += u64::from(*code >= 0x80);
                 let acked = self.acked(*kind, *id, *code)?;
                 if acked > 0 {
                     tell(Event::Acked(acked));
@@ -125,12 +165,22 @@ impl Client {
                 (self.ready, self.receive_maximum) = (true, *receive_maximum);
                 tell(Event::Ready { present: *present });
             }
-            Packet::Suback { codes, .. } => tell(Event::Subscribed(codes)),
+            Packet::Suback { id, codes } => {
+                self.answered(*id, codes.len())?;
+                tell(Event::Subscribed(codes));
+            }
             Packet::Disconnect { code } => return Err(format!("DISCONNECT with code {code:#04x}")),
             Packet::Pong => tell(Event::Pong),
             Packet::Unsuback => {}
         }
         Ok(())
+    }
+
+    fn answered(&mut self, id: u16, codes: usize) -> Result<(), String> {
+        let place = self.asked.iter().position(|(asked, _)| *asked == id);
+        let place = place.ok_or_else(|| format!("a SUBACK for {id}, which is not out"))?;
+        let (_, filters) = self.asked.swap_remove(place);
+        if codes == filters { Ok(()) } else { Err(format!("a SUBACK with {codes} codes for {filters} filters")) }
     }
 
     fn received(&mut self, p: &Publish<'_>) -> bool {
@@ -144,7 +194,7 @@ impl Client {
                 self.answer(0x50, p.id);
                 let held = self.held.get_or_insert_with(|| Box::new([0; 1024]));
                 let new = mark(held, p.id, true);
-                self.repeated += u64::from(!new && !p.dup);
+                self.counts.repeated += u64::from(!new && !p.dup);
                 new
             }
         }
@@ -166,7 +216,7 @@ impl Client {
         };
         *due = next;
         // [MQTT-4.6.0-2], [MQTT-4.6.0-3]: in the order of the messages
-        self.acks_out_of_order += u64::from(self.window.older_waits(place, kind));
+        self.counts.acks_out_of_order += u64::from(self.window.older_waits(place, kind));
         if next == Due::Pubcomp {
             let [high, low] = id.to_be_bytes();
             self.out.extend_from_slice(&[0x62, 2, high, low]);
@@ -208,6 +258,11 @@ impl Window {
         self.first + self.states.len() as u64
     }
 
+    /// Messages that are not done, though some that were sent later may be.
+    fn open(&self) -> u64 {
+        self.states.iter().filter(|due| **due != Due::Nothing).count() as u64
+    }
+
     fn find(&mut self, id: u16) -> Option<(usize, &mut Due)> {
         let place = (65_535 + u64::from(id) - u64::from(identifier(self.first))) % 65_535;
         let place = usize::try_from(place).ok()?;
@@ -247,6 +302,7 @@ mod tests {
             c.publish(&template, Stamp { run: 1, publisher: 0, sequence, due_ns: 0 }, &stamper);
         }
         c.out.clear();
+        c.ready = true;
         c
     }
 
@@ -264,9 +320,16 @@ mod tests {
     fn acknowledgements_in_order_and_out_of_it() {
         let mut c = client(1, 3);
         assert_eq!(ack(&mut c, 4, 1), Ok(1));
-        assert_eq!((ack(&mut c, 4, 3), c.acks_out_of_order), (Ok(0), 1));
+        assert_eq!((ack(&mut c, 4, 3), c.counts.acks_out_of_order), (Ok(0), 1));
         assert_eq!((ack(&mut c, 4, 2), c.under_way()), (Ok(2), 0));
         assert!(ack(&mut c, 4, 2).is_err(), "it is not out any more");
+    }
+
+    #[test]
+    fn one_that_is_not_acknowledged_is_one_though_others_wait_behind_it() {
+        let mut c = client(1, 4);
+        assert_eq!((ack(&mut c, 4, 2), ack(&mut c, 4, 3)), (Ok(0), Ok(0)));
+        assert_eq!((c.under_way(), c.found().unacknowledged), (4, 2));
     }
 
     #[test]
@@ -278,8 +341,23 @@ mod tests {
     }
 
     #[test]
-    fn a_qos_2_message_that_comes_again_is_not_given_on() {
+    fn answers_that_nobody_asked_for_are_errors() {
         let mut c = Client::new(Hello::default());
+        let connack = Packet::Connack { present: false, code: 0, receive_maximum: 9 };
+        assert!(c.take(&Packet::Pong, |_| ()).is_err(), "before the CONNACK");
+        assert_eq!((c.take(&connack, |_| ()), c.take(&connack, |_| ()).is_err()), (Ok(()), true));
+        let suback = |codes| Packet::Suback { id: 7, codes };
+        assert!(c.take(&suback(&[0]), |_| ()).is_err());
+        c.subscribe(7, &[b"a".to_vec(), b"b".to_vec()], 1);
+        assert!(c.take(&suback(&[0]), |_| ()).is_err(), "two filters");
+        c.subscribe(7, &[b"a".to_vec(), b"b".to_vec()], 1);
+        assert_eq!(c.take(&suback(&[0, 0x80]), |_| ()), Ok(()));
+        assert!(c.take(&suback(&[0, 0]), |_| ()).is_err(), "it is answered");
+    }
+
+    #[test]
+    fn a_qos_2_message_that_comes_again_is_not_given_on() {
+        let mut c = client(0, 0);
         let publish = Publish { qos: 2, dup: false, retain: false, topic: b"t", id: 9, payload: b"" };
         let mut given = 0;
         for _ in 0..2 {
@@ -287,6 +365,6 @@ mod tests {
         }
         c.take(&Packet::Ack { kind: 6, id: 9, code: 0 }, |_| ()).unwrap();
         c.take(&Packet::Publish(publish), |_| given += 1).unwrap();
-        assert_eq!((given, c.repeated), (2, 1));
+        assert_eq!((given, c.counts.repeated), (2, 1));
     }
 }

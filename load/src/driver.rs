@@ -9,7 +9,7 @@ use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
-use crate::client::{Client, Event};
+use crate::client::{Client, Counts, Event};
 use crate::codec::{Hello, Template, decode, frame};
 use crate::stamp::{Stamp, Stamper};
 use crate::stream::{Connector, Stream};
@@ -50,6 +50,8 @@ pub struct Driver {
     begun: Instant,
     pinged_ns: u64,
     stamper: Stamper,
+    /// What clients found that are not there any more.
+    found: Counts,
 }
 
 impl Driver {
@@ -68,6 +70,7 @@ impl Driver {
             begun,
             pinged_ns: 0,
             stamper: Stamper::new(),
+            found: Counts::default(),
         })
     }
 
@@ -121,15 +124,26 @@ impl Driver {
         self.slots.get(id).map(|s| &s.client)
     }
 
-    /// All clients.
-    pub fn clients(&self) -> impl Iterator<Item = &Client> {
-        self.slots.iter().map(|(_, s)| &s.client)
+    /// What all clients found, also those that were removed.
+    #[must_use]
+    pub fn found(&self) -> Counts {
+        let mut all = self.found;
+        self.slots.iter().for_each(|(_, s)| all.add(&s.client.found()));
+        all
     }
 
-    /// Gives a client bytes to send.
-    pub fn send(&mut self, id: Id, packet: &[u8]) {
+    /// Gives a client a ping to send: its answer tells that all before it was taken.
+    pub fn send_ping(&mut self, id: Id) {
         if let Some(slot) = self.slots.get_mut(id) {
-            slot.client.out.extend_from_slice(packet);
+            slot.client.out.extend_from_slice(&[0xc0, 0]);
+            slot.soil(id, &mut self.dirty);
+        }
+    }
+
+    /// Gives a client a SUBSCRIBE to send.
+    pub fn subscribe(&mut self, id: Id, number: u16, filters: &[Vec<u8>], qos: u8) {
+        if let Some(slot) = self.slots.get_mut(id) {
+            slot.client.subscribe(number, filters, qos);
             slot.soil(id, &mut self.dirty);
         }
     }
@@ -165,7 +179,9 @@ impl Driver {
     /// Ends a client for good.
     pub fn remove(&mut self, id: Id) {
         self.close(id, true);
-        self.slots.try_remove(id);
+        if let Some(slot) = self.slots.try_remove(id) {
+            self.found.add(&slot.client.found());
+        }
     }
 
     /// One turn: everything gathered leaves, then what has come within `wait` is taken. `tell` gets the client, the time

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::client::Event;
-use crate::codec::{Hello, subscribe};
+use crate::codec::Hello;
 use crate::driver::{Driver, Id, KEEP_ALIVE_S};
 use crate::plan::Plan;
 use crate::shared::Shared;
@@ -71,6 +71,10 @@ pub fn connect(
     let gap_s = if plan.rate > 0.0 && plan.work == crate::plan::Work::Connect { 1.0 / plan.rate } else { 0.0 };
     let (begun, mut since_ns) = (Instant::now(), HashMap::new());
     while hellos.peek().is_some() || ready < ids.len() {
+        if ready == ids.len() {
+            // nobody is waited for
+            patience.renew();
+        }
         while ids.len() - ready < plan.concurrency && ids.len() as f64 * gap_s <= begun.elapsed().as_secs_f64() {
             let Some(hello) = hellos.next() else { break };
             let id = d.add(hello).map_err(|e| format!("connection {} cannot be made: {e}", ids.len() + 1))?;
@@ -93,8 +97,11 @@ pub fn connect(
         if let Some(why) = failed {
             return Err(format!("connection {} of {}: {why}", ready + 1, plan.host));
         }
-        if patience.over() || shared.stopped() {
+        if patience.over() {
             return Err(format!("{ready} of {} connections are there, the next does not come", ids.len()));
+        }
+        if shared.stopped() {
+            return Err(format!("stopped while clients connected: {ready} were there"));
         }
     }
     Ok(ids)
@@ -118,7 +125,7 @@ pub fn subscribe_all(
     while waiting > 0 || !work.is_empty() {
         while let Some((id, part)) = work.front().filter(|_| waiting < limit) {
             number = number % 65_000 + 1;
-            d.send(*id, &subscribe(number, part.iter().map(Vec::as_slice), plan.qos, plan.protocol == 5));
+            d.subscribe(*id, number, part, plan.qos);
             waiting += 1;
             work.pop_front();
         }
@@ -138,8 +145,11 @@ pub fn subscribe_all(
         if let Some(why) = failed {
             return Err(format!("a client was closed while it subscribed: {why}"));
         }
-        if patience.over() || shared.stopped() {
+        if patience.over() {
             return Err(format!("{done} subscriptions are answered, the next is not"));
+        }
+        if shared.stopped() {
+            return Err(format!("stopped while clients subscribed: {done} subscriptions were there"));
         }
     }
     Ok(refused)

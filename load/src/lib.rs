@@ -35,7 +35,13 @@ use shared::Shared;
 /// A load that runs on threads of its own.
 pub struct Load {
     shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<Result<String, String>>>>,
+    state: Mutex<State>,
+}
+
+/// The result stays: whoever was interrupted while it was handed over asks again.
+enum State {
+    Running(JoinHandle<Result<String, String>>),
+    Ended(Result<String, String>),
 }
 
 impl Load {
@@ -46,7 +52,7 @@ impl Load {
     pub fn start(plan: &str) -> Result<Self, String> {
         let plan = Plan::parse(plan)?;
         raise_file_limit();
-        let shared = Arc::new(Shared::new(work::threads(&plan), plan.publishers.max(plan.count)));
+        let shared = Arc::new(Shared::new(work::threads(&plan), work::flows(&plan)?));
         let for_thread = Arc::clone(&shared);
         let builder = std::thread::Builder::new().name("load".to_owned());
         let thread = builder.spawn(move || {
@@ -54,7 +60,7 @@ impl Load {
             serde_json::to_string(&report).map_err(|e| e.to_string())
         });
         let thread = thread.map_err(|e| format!("no thread: {e}"))?;
-        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+        Ok(Self { shared, state: Mutex::new(State::Running(thread)) })
     }
 
     /// How far it is, as JSON.
@@ -63,26 +69,31 @@ impl Load {
         serde_json::to_string(&self.shared.progress()).unwrap_or_default()
     }
 
-    /// Asks it to end soon.
+    /// Asks it to end soon: nothing more is sent, what is under way is waited for. The second time: to end at once.
     pub fn stop(&self) {
         self.shared.stop();
     }
 
-    /// Waits for the result, JSON; None if it is not there in time.
+    /// Waits for the result, JSON; None if it is not there in time. Once it is there it can be taken again.
     ///
     /// # Errors
     /// The load could not be run; the text says why.
     pub fn result(&self, at_most: Duration) -> Option<Result<String, String>> {
         let until = Instant::now() + at_most;
-        let mut thread = self.thread.lock().ok()?;
-        while !thread.as_ref()?.is_finished() {
+        let mut state = self.state.lock().ok()?;
+        while matches!(&*state, State::Running(thread) if !thread.is_finished()) {
             if Instant::now() >= until {
                 return None;
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        let ended = thread.take()?.join();
-        Some(ended.unwrap_or_else(|_| Err("the load has failed: a bug of the generator".to_owned())))
+        let failed = || Err("the load has failed: a bug of the generator".to_owned());
+        let result = match std::mem::replace(&mut *state, State::Ended(failed())) {
+            State::Running(thread) => thread.join().unwrap_or_else(|_| failed()),
+            State::Ended(result) => result,
+        };
+        *state = State::Ended(result.clone());
+        Some(result)
     }
 }
 
@@ -96,8 +107,9 @@ fn raise_file_limit() {
 
 impl Drop for Load {
     fn drop(&mut self) {
-        self.stop();
-        if let Some(thread) = self.thread.lock().ok().and_then(|mut t| t.take()) {
+        self.shared.end();
+        let ended = State::Ended(Err(String::new()));
+        if let Ok(State::Running(thread)) = self.state.get_mut().map(|state| std::mem::replace(state, ended)) {
             let _ = thread.join();
         }
     }

@@ -1,7 +1,7 @@
 //! What the threads of a load share: counters, the points where they wait for each other, and the wish to stop.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -17,7 +17,8 @@ pub struct Flow {
 pub struct Shared {
     pub begun: Instant,
     pub flows: Vec<Flow>,
-    stop: AtomicBool,
+    /// Wishes to stop.
+    stop: AtomicU8,
     waiting: AtomicUsize,
     threads: usize,
     start_ns: AtomicU64,
@@ -49,7 +50,7 @@ impl Shared {
         Self {
             begun: Instant::now(),
             flows: std::iter::repeat_with(Flow::default).take(flows).collect(),
-            stop: AtomicBool::new(false),
+            stop: AtomicU8::new(0),
             waiting: AtomicUsize::new(0),
             threads,
             start_ns: AtomicU64::new(0),
@@ -62,15 +63,29 @@ impl Shared {
         }
     }
 
-    /// Asks all threads to end soon; what they found until then is reported.
+    /// Asks all threads to send nothing more and to end when what is under way has come; the second time: at once.
     pub fn stop(&self) {
-        self.stop.store(true, Ordering::Relaxed);
+        let before = self.stop.fetch_max(1, Ordering::Relaxed);
+        if before > 0 {
+            self.end();
+        }
     }
 
-    /// Was there such a wish?
+    /// Asks all threads to end at once; what they found until then is reported.
+    pub fn end(&self) {
+        self.stop.store(2, Ordering::Relaxed);
+    }
+
+    /// Is there a wish to send nothing more?
     #[must_use]
     pub fn stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
+        self.stop.load(Ordering::Relaxed) > 0
+    }
+
+    /// Is there a wish to end at once?
+    #[must_use]
+    pub fn ended(&self) -> bool {
+        self.stop.load(Ordering::Relaxed) > 1
     }
 
     /// Tells where the load is: a phase and how many steps it has.

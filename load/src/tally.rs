@@ -31,6 +31,13 @@ impl Faults {
         *self == Self::default()
     }
 
+    /// All together.
+    #[must_use]
+    pub fn sum(&self) -> u64 {
+        let of_messages = self.lost + self.doubled + self.reordered + self.misrouted + self.damaged;
+        of_messages + self.refused + self.closed + self.sessions + self.unacknowledged
+    }
+
     /// Adds those of another thread.
     pub fn add(&mut self, o: &Self) {
         self.lost += o.lost;
@@ -90,18 +97,10 @@ impl Track {
         false
     }
 
-    /// Of the messages that were sent, those that never came.
+    /// Of the messages that were sent, those that never came. Later ones may come or not.
     #[must_use]
     pub fn lost(&self, sent: u64) -> u64 {
-        self.missing.len() as u64 + sent.saturating_sub(self.next)
-    }
-
-    /// Forgets what is missing, which is counted already.
-    pub fn forgive(&mut self, sent: u64) -> u64 {
-        let lost = self.lost(sent);
-        self.missing.clear();
-        self.next = self.next.max(sent);
-        lost
+        self.missing.range(..sent).count() as u64 + sent.saturating_sub(self.next)
     }
 }
 
@@ -124,6 +123,7 @@ mod tests {
         assert_eq!(after(&[0, 1, 2]), (Faults::default(), 2));
         assert_eq!(after(&[0, 2, 1, 3, 4]), (Faults { reordered: 1, ..Faults::default() }, 0));
         assert_eq!(after(&[0, 1, 1, 2, 3, 4]), (Faults { doubled: 1, ..Faults::default() }, 0));
+        assert_eq!(after(&[0, 1, 2, 3, 4, 6]), (Faults::default(), 0), "the sixth was not due");
         assert_eq!(after(&[0, 2, 1, 1, 3, 4]), (Faults { doubled: 1, reordered: 1, ..Faults::default() }, 0));
     }
 

@@ -154,8 +154,8 @@ class Link(asyncio.Protocol):
                 return data[0], data[place + 1 : end]
         return None
 
-    def write(self, first: int, body: bytes) -> None:
-        packet = bytes([first]) + varint(len(body)) + body
+    def write(self, first: int, body: bytes, *, times: int = 1) -> None:
+        packet = (bytes([first]) + varint(len(body)) + body) * times
         if self.broker.fault != "drip":
             self.transport.write(packet)
             return
@@ -186,9 +186,7 @@ class Link(asyncio.Protocol):
         self.session.link = self
         values = b"\x21" + struct.pack(">H", b.receive_maximum) if b.receive_maximum else b""
         answer = bytes([present, 0]) + (varint(len(values)) + values if self.version == 5 else b"")
-        self.write(0x20, answer)
-        if b.turn("second-connack"):
-            self.write(0x20, answer)
+        self.write(0x20, answer, times=2 if b.turn("second-connack") else 1)
         self.session.resume()
 
     def subscribe(self, first: int, body: bytes) -> None:
@@ -210,9 +208,7 @@ class Link(asyncio.Protocol):
         if b.turn("short-suback"):
             answer = answer[:-1]
         if not b.turn("no-suback"):
-            self.write(0x90, answer)
-        if b.turn("second-suback"):
-            self.write(0x90, answer)
+            self.write(0x90, answer, times=2 if b.turn("second-suback") else 1)
         for m in found:
             b.deliver(self.session, m)
 

@@ -84,6 +84,42 @@ def test_a_connection_that_ends_is_counted_and_its_reason_told(fault, protocol, 
     assert why in note
 
 
+@pytest.mark.parametrize(("qos", "protocol"), [(1, 4), (2, 5)])
+def test_a_message_that_is_not_acknowledged_is_one_whatever_waits_behind_it(qos, protocol):
+    """At QoS 2 the identifier whose PUBREC or PUBCOMP is missing; those sent after it are acknowledged, and not counted."""
+    with FaultyBroker("withhold", every=30) as broker:
+        run = bench("pub-sub", *SMALL, *QUICK, "-p", broker.port, "-q", qos, "-V", protocol).faulty()
+    assert run.faults == {"unacknowledged": broker.did}
+
+
+def test_acknowledgements_that_overtake_are_told_and_no_fault():
+    """[MQTT-4.6.0-2] binds clients; a server that acknowledges crosswise is noted."""
+    with FaultyBroker("disorder", every=30) as broker:
+        run = bench("pub-sub", *SMALL, *PATIENT, "-p", broker.port, "-q", 1).right()
+    assert run.report["acks_out_of_order"] == broker.did > 0
+
+
+def test_a_refused_subscription_is_counted_once():
+    with FaultyBroker("refuse-filter", every=4) as broker:
+        run = bench("pub-sub", *SMALL, *QUICK, "-p", broker.port).faulty()
+    assert run.faults["refused"] == broker.did == 1
+    assert set(run.faults) == {"refused", "lost"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [
+        ("second-connack", "of 127.0.0.1: a second CONNACK"),
+        ("short-suback", "a client was closed while it subscribed: a SUBACK with 0 codes for 1 filters"),
+        ("second-suback", ", which is not out"),
+    ],
+)
+def test_answers_that_nobody_asked_for_are_seen(fault, text):
+    with FaultyBroker(fault, every=1) as broker:
+        error = bench("pub-sub", *SMALL, *PATIENT, "-p", broker.port, "--concurrency", 1).impossible()
+    assert text in error
+
+
 @pytest.mark.parametrize(
     ("fault", "protocol", "text"),
     [

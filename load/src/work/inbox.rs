@@ -6,8 +6,9 @@ use hdrhistogram::Histogram;
 
 use crate::client::Event;
 use crate::codec::{Publish, Template};
-use crate::driver::Id;
-use crate::report::histogram;
+use crate::driver::{Driver, Id};
+use crate::plan::Plan;
+use crate::report::{Report, Step, histogram};
 use crate::shared::Shared;
 use crate::stamp::Stamper;
 use crate::tally::{Faults, Track};
@@ -84,7 +85,12 @@ pub struct Inbox<'a> {
     pub measuring: bool,
     pub latency: Histogram<u64>,
     again: (u64, u64),
-    pub why: Option<String>,
+    why: Option<String>,
+    /// What a reader of the report should know.
+    pub notes: Vec<String>,
+    pub acks_out_of_order: u64,
+    /// Faults that the others know of.
+    told: u64,
     /// Messages are found, not live.
     pub retained: bool,
     /// Clients come and go: what was under way then may come twice at QoS 1, marked so.
@@ -117,6 +123,9 @@ impl<'a> Inbox<'a> {
             latency: histogram()?,
             again: (0, 0),
             why: None,
+            notes: Vec::new(),
+            acks_out_of_order: 0,
+            told: 0,
             retained: false,
             returns: false,
             ending: false,
@@ -168,6 +177,7 @@ impl<'a> Inbox<'a> {
                 self.list(number);
             }
             (Event::Room, Some(Role::Publisher(number))) => self.list(number),
+            (Event::Subscribed(codes), _) => self.faults.refused += codes.iter().filter(|c| **c >= 0x80).count() as u64,
             (Event::Ready { present: false }, Some(Role::Subscriber(_))) if self.returns => self.faults.sessions += 1,
             (Event::Closed(why), _) if !self.ending => {
                 self.faults.closed += 1;
@@ -241,8 +251,44 @@ impl<'a> Inbox<'a> {
         }
     }
 
-    /// Counts what never came; nothing comes any more.
-    pub fn close(&mut self) {
+    /// Tells the others how much is wrong until now.
+    pub fn tell(&mut self) {
+        let now = self.faults.sum();
+        self.shared.faults.fetch_add(now.saturating_sub(self.told), Ordering::Relaxed);
+        self.told = self.told.max(now);
+    }
+
+    /// Nothing comes any more. Counts what only the end shows, and what the clients found: messages that never came, that
+    /// nobody acknowledged, that were refused. Where the load had to end at once nobody knows what would have come.
+    pub fn close(&mut self, d: &Driver) {
+        let found = d.found();
+        self.faults.refused += found.refused;
+        self.faults.doubled += found.repeated;
+        self.acks_out_of_order = found.acks_out_of_order;
+        self.notes.extend(self.why.iter().map(|why| format!("a connection ended: {why}")));
+        if self.shared.ended() {
+            self.notes.push("ended at once: what was under way is not counted".to_owned());
+            return;
+        }
+        self.faults.unacknowledged += found.unacknowledged;
+        self.count_lost();
+    }
+
+    /// What the steps measured and the inbox, which is closed, found.
+    #[must_use]
+    pub fn report(self, plan: &Plan, steps: Vec<Step>) -> Report {
+        Report {
+            work: plan.work,
+            ok: self.faults.none(),
+            faults: self.faults,
+            steps,
+            acks_out_of_order: self.acks_out_of_order,
+            notes: self.notes,
+            run: plan.run,
+        }
+    }
+
+    fn count_lost(&mut self) {
         let flows = &self.shared.flows;
         let lost = |s: &Subscriber| -> u64 {
             let of =

@@ -22,6 +22,15 @@ pub fn threads(plan: &Plan) -> usize {
     if plan.work == Work::PubSub { plan.threads } else { 1 }
 }
 
+/// Senders, sessions, topics: whatever the work counts messages of.
+///
+/// # Errors
+/// The file that should say it does not.
+pub fn flows(plan: &Plan) -> Result<usize, String> {
+    let counted = if plan.work == Work::Offline { offline::sessions(plan)? } else { plan.count };
+    Ok(plan.publishers.max(counted))
+}
+
 /// Runs the load of the plan.
 ///
 /// # Errors

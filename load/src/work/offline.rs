@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::batch::{Next, listen, send};
+use super::batch::{Job, Next, listen, send};
 use super::driver;
 use super::inbox::{Inbox, Subscriber};
 use crate::codec::Template;
@@ -16,6 +16,7 @@ use crate::fleet::{connect, hello, subscribe_all};
 use crate::plan::{Part, Plan};
 use crate::report::{Meter, Report, Step};
 use crate::shared::Shared;
+use crate::stamp::STAMP;
 use crate::tally::Faults;
 
 /// Sessions that are online at a time while they subscribe or drain.
@@ -37,6 +38,21 @@ struct State {
     acked: Vec<u64>,
 }
 
+/// Sessions that the plan is about: what a part before has left, if there was one. Reads or makes its file.
+///
+/// # Errors
+/// There is no such file, it is not of a load, or it cannot be written.
+pub fn sessions(plan: &Plan) -> Result<usize, String> {
+    if matches!(plan.part, Part::Load | Part::Drain) && !plan.state.is_empty() {
+        return load_state(&plan.state).map(|state| state.sessions);
+    }
+    if !plan.state.is_empty() {
+        let file = fs::OpenOptions::new().append(true).create(true).open(&plan.state);
+        file.map_err(|e| format!("{}: {e}", plan.state))?;
+    }
+    Ok(plan.count)
+}
+
 /// Runs one part or all.
 ///
 /// # Errors
@@ -51,7 +67,14 @@ pub fn run(plan: &Plan, shared: &Shared) -> Result<Report, String> {
         state = load_state(&plan.state)?;
         (plan.run, plan.count, plan.qos, plan.size) = (state.run, state.sessions, state.qos, state.size);
     }
-    let mut offline = Offline { plan: &plan, shared, faults: Faults::default(), steps: Vec::new(), notes: Vec::new() };
+    let mut offline = Offline {
+        plan: &plan,
+        shared,
+        faults: Faults::default(),
+        steps: Vec::new(),
+        notes: Vec::new(),
+        acks_out_of_order: 0,
+    };
     if matches!(plan.part, Part::All | Part::Prepare) {
         offline.prepare()?;
         (state.sent, state.acked) = (vec![0; plan.count], vec![0; plan.count]);
@@ -61,20 +84,21 @@ pub fn run(plan: &Plan, shared: &Shared) -> Result<Report, String> {
     }
     if matches!(plan.part, Part::All | Part::Drain) {
         offline.drain(&state)?;
-        state.sent = vec![0; plan.count];
+        (state.sent, state.acked) = (vec![0; plan.count], vec![0; plan.count]);
     }
     if !plan.state.is_empty() {
         let text = serde_json::to_string(&state).map_err(|e| e.to_string())?;
         fs::write(&plan.state, text).map_err(|e| format!("{}: {e}", plan.state))?;
     }
-    let Offline { faults, steps, notes, .. } = offline;
-    Ok(Report { work: plan.work, ok: faults.none(), faults, steps, acks_out_of_order: 0, notes, run: plan.run })
+    let Offline { faults, steps, notes, acks_out_of_order, .. } = offline;
+    Ok(Report { work: plan.work, ok: faults.none(), faults, steps, acks_out_of_order, notes, run: plan.run })
 }
 
 fn load_state(file: &str) -> Result<State, String> {
     let text = fs::read_to_string(file).map_err(|e| format!("{file}: {e}"))?;
     let state: State = serde_json::from_str(&text).map_err(|e| format!("{file}: not the state of a load: {e}"))?;
-    if state.sent.len() != state.sessions || state.acked.len() != state.sessions || state.sessions == 0 {
+    let whole = state.sent.len() == state.sessions && state.acked.len() == state.sessions && state.sessions > 0;
+    if !whole || state.qos > 2 || state.size < STAMP {
         return Err(format!("{file}: not the state of a load: its numbers do not fit together"));
     }
     Ok(state)
@@ -94,6 +118,7 @@ struct Offline<'a> {
     faults: Faults,
     steps: Vec<Step>,
     notes: Vec<String>,
+    acks_out_of_order: u64,
 }
 
 impl Offline<'_> {
@@ -134,12 +159,12 @@ impl Offline<'_> {
         };
         shared.phase("load", count);
         let meter = Meter::begin(&plan.pids)?;
-        let batch = send(&mut d, (plan, shared), &mut inbox, &senders, (count, 0), &next)?;
+        let job = Job { senders: &senders, count, deliveries: 0, next: &next, tidies: false };
+        let batch = send(&mut d, (plan, shared), &mut inbox, &job)?;
         let acked: u64 = batch.acked.iter().sum();
         let taken = if plan.qos > 0 { acked } else { batch.sent };
         self.steps.push(meter.end("load", taken, if plan.qos > 0 { "acknowledged" } else { "sent" })?);
-        self.note(&d, &inbox);
-        self.faults.unacknowledged += batch.sent - taken;
+        self.note(&d, inbox);
         let places = state.sent.iter_mut().zip(&mut state.acked);
         for (session, (sent, acked)) in places.enumerate() {
             let sender = session % publishers;
@@ -176,8 +201,7 @@ impl Offline<'_> {
         step.seconds -= LINGER.as_secs_f64() * plan.count.div_ceil(TOGETHER) as f64;
         step.per_second = step.count as f64 / step.seconds.max(1e-3);
         self.steps.push(step);
-        inbox.close();
-        self.note(&d, &inbox);
+        self.note(&d, inbox);
         Ok(())
     }
 
@@ -213,9 +237,10 @@ impl Offline<'_> {
         Ok(())
     }
 
-    fn note(&mut self, d: &Driver, inbox: &Inbox<'_>) {
+    fn note(&mut self, d: &Driver, mut inbox: Inbox<'_>) {
+        inbox.close(d);
         self.faults.add(&inbox.faults);
-        self.faults.refused += d.clients().map(|c| c.refused).sum::<u64>();
-        self.notes.extend(inbox.why.iter().map(|why| format!("a connection ended: {why}")));
+        self.acks_out_of_order += inbox.acks_out_of_order;
+        self.notes.append(&mut inbox.notes);
     }
 }

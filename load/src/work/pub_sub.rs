@@ -28,7 +28,7 @@ struct Part {
     late: Histogram<u64>,
     step: Step,
     acks_out_of_order: u64,
-    why: Option<String>,
+    notes: Vec<String>,
 }
 
 /// Runs the traffic.
@@ -37,7 +37,7 @@ struct Part {
 /// It cannot begin: no broker, a refused connection or subscription.
 pub fn run(plan: &Plan, shared: &Shared) -> Result<Report, String> {
     let parts = std::thread::scope(|scope| {
-        let begin = |number| scope.spawn(move || one(plan, shared, number).inspect_err(|_| shared.stop()));
+        let begin = |number| scope.spawn(move || one(plan, shared, number).inspect_err(|_| shared.end()));
         let threads: Vec<_> = (0..plan.threads).map(begin).collect();
         let wait = |thread: std::thread::ScopedJoinHandle<'_, _>| {
             thread.join().unwrap_or_else(|_| Err("a thread of the load has failed: a bug".to_owned()))
@@ -58,7 +58,7 @@ pub fn run(plan: &Plan, shared: &Shared) -> Result<Report, String> {
         acks_out_of_order += part.acks_out_of_order;
         latency.add(part.latency).map_err(|e| e.to_string())?;
         late.add(part.late).map_err(|e| e.to_string())?;
-        notes.extend(part.why.map(|why| format!("a connection ended: {why}")));
+        notes.extend(part.notes);
     }
     step.per_second = step.count as f64 / step.seconds.max(1e-9);
     if let Some(cost) = &mut step.broker {
@@ -67,6 +67,7 @@ pub fn run(plan: &Plan, shared: &Shared) -> Result<Report, String> {
     step.latency_us = Spread::of(&latency);
     step.late_us = Spread::of(&late);
     step.judge(plan.threads, plan.rate > 0.0);
+    notes.dedup();
     let ok = faults.none();
     Ok(Report { work: plan.work, ok, faults, steps: vec![step], acks_out_of_order, notes, run: plan.run })
 }
@@ -109,20 +110,15 @@ fn one(plan: &Plan, shared: &Shared, thread: usize) -> Result<Part, String> {
     let step = traffic(plan, shared, &mut d, &mut inbox, &mut feed)?;
     wait_for_all(shared, 3, &mut arrived, &mut d, &mut inbox)?;
     drain(plan, shared, &mut d, &mut inbox)?;
-    inbox.close();
-    for p in &inbox.publishers {
-        inbox.faults.unacknowledged += if plan.qos > 0 { p.sent - p.acked } else { 0 };
-    }
-    inbox.faults.refused += d.clients().map(|c| c.refused).sum::<u64>();
-    inbox.faults.doubled += d.clients().map(|c| c.repeated).sum::<u64>();
+    inbox.close(&d);
     Ok(Part {
         faults: inbox.faults,
         delivered: step.count,
         sent: step.sent.unwrap_or(0),
         latency: inbox.latency,
         late: feed.late,
-        acks_out_of_order: d.clients().map(|c| c.acks_out_of_order).sum(),
-        why: inbox.why,
+        acks_out_of_order: inbox.acks_out_of_order,
+        notes: inbox.notes,
         step,
     })
 }
@@ -197,7 +193,7 @@ fn wait_for_all(
     d: &mut Driver,
     inbox: &mut Inbox<'_>,
 ) -> Result<(), String> {
-    while !shared.arrive(number, arrived) && !shared.stopped() {
+    while !shared.arrive(number, arrived) && !shared.ended() {
         turn(d, inbox, Duration::from_millis(1))?;
     }
     Ok(())
@@ -232,6 +228,7 @@ fn traffic(
             shared.sent.fetch_add(feed.sent - told.1, Ordering::Relaxed);
             shared.delivered.fetch_add(inbox.delivered - told.2, Ordering::Relaxed);
             shared.done.store(d.now_ns() / 1_000_000_000, Ordering::Relaxed);
+            inbox.tell();
             told = (d.now_ns(), feed.sent, inbox.delivered);
         }
     }
@@ -251,7 +248,7 @@ pub(super) fn drain(plan: &Plan, shared: &Shared, d: &mut Driver, inbox: &mut In
     shared.phase("the rest arrives", 0);
     let expected = inbox.expected();
     let (mut patience, mut seen, mut complete_ns) = (Patience::new(plan), (0, 0), None);
-    while !patience.over() && !shared.stopped() {
+    while !patience.over() && !shared.ended() {
         let acked: u64 = inbox.publishers.iter().map(|p| p.acked).sum();
         let sent: u64 = inbox.publishers.iter().map(|p| p.sent).sum();
         if inbox.delivered >= expected && (plan.qos == 0 || acked >= sent) {
@@ -265,6 +262,7 @@ pub(super) fn drain(plan: &Plan, shared: &Shared, d: &mut Driver, inbox: &mut In
             patience.renew();
         }
         turn(d, inbox, Duration::from_millis(10))?;
+        inbox.tell();
     }
     inbox.ending = true;
     Ok(())

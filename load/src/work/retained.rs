@@ -3,10 +3,10 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::batch::{Next, listen, send};
+use super::batch::{Job, Next, listen, send};
 use super::driver;
 use super::inbox::{Inbox, Subscriber};
-use crate::codec::{Template, subscribe};
+use crate::codec::Template;
 use crate::driver::{Driver, Id};
 use crate::fleet::{connect, hello};
 use crate::plan::Plan;
@@ -32,42 +32,27 @@ pub fn run(plan: &Plan, shared: &Shared) -> Result<Report, String> {
     if let (Some(before), Some(after)) = (before, Meter::begin(&plan.pids)?.rss_bytes()) {
         store.0.bytes_each = Some((after as f64 - before as f64) / plan.count as f64);
     }
-    for flow in shared.flows.iter().take(plan.count) {
+    let stored = store.0.count as usize;
+    for flow in shared.flows.iter().take(stored) {
         flow.sent.store(1, Ordering::Relaxed);
     }
-    let scan = scan(plan, shared, &mut d, &mut inbox)?;
-    inbox.close();
-    let clear = store_nothing(plan, shared, &mut d, &mut inbox, &sender, &topics)?;
-    inbox.faults.refused += d.clients().map(|c| c.refused).sum::<u64>();
-    Ok(Report {
-        work: plan.work,
-        ok: inbox.faults.none(),
-        faults: inbox.faults,
-        steps: vec![store.0, scan, clear],
-        acks_out_of_order: d.clients().map(|c| c.acks_out_of_order).sum(),
-        notes: inbox.why.iter().map(|why| format!("a connection ended: {why}")).collect(),
-        run: plan.run,
-    })
+    let mut steps = vec![store.0];
+    if !shared.stopped() {
+        steps.push(scan(plan, shared, &mut d, &mut inbox, stored)?);
+    }
+    let stored = topics.get(..stored).unwrap_or_default();
+    let (mut clear, _) = self::store(plan, shared, &mut d, &mut inbox, &sender, stored, 0)?;
+    "clear".clone_into(&mut clear.name);
+    steps.push(clear);
+    inbox.close(&d);
+    Ok(inbox.report(plan, steps))
 }
 
 fn topic(plan: &Plan, number: usize) -> Box<[u8]> {
     format!("bench/{:04x}/r/{}/{number}", plan.run, number % 100).into_bytes().into()
 }
 
-fn store_nothing(
-    plan: &Plan,
-    shared: &Shared,
-    d: &mut Driver,
-    inbox: &mut Inbox<'_>,
-    sender: &[Id],
-    topics: &[Box<[u8]>],
-) -> Result<Step, String> {
-    let (mut step, _) = store(plan, shared, d, inbox, sender, topics, 0)?;
-    "clear".clone_into(&mut step.name);
-    Ok(step)
-}
-
-/// Sends one message to each topic; the memory of the broker before it, too.
+/// Sends one message to each topic, one without bytes clears it; the memory of the broker before it, too.
 fn store(
     plan: &Plan,
     shared: &Shared,
@@ -84,29 +69,29 @@ fn store(
         let template = templates.get(usize::try_from(n).ok()?)?;
         Some(Next { sender: id, template, publisher: n as u32, sequence: 0 })
     };
-    shared.phase("retained messages", plan.count as u64);
+    let count = topics.len() as u64;
+    shared.phase("retained messages", count);
     let meter = Meter::begin(&plan.pids)?;
-    let batch = send(d, (plan, shared), inbox, sender, (plan.count as u64, 0), &next)?;
-    let acked: u64 = batch.acked.iter().sum();
-    inbox.faults.unacknowledged += if plan.qos > 0 { batch.sent - acked } else { 0 };
+    let job = Job { senders: sender, count, deliveries: 0, next: &next, tidies: size == 0 };
+    let batch = send(d, (plan, shared), inbox, &job)?;
     Ok((meter.end("store", batch.sent, "retained messages")?, meter.rss_bytes()))
 }
 
 /// A new client finds all of them.
-fn scan(plan: &Plan, shared: &Shared, d: &mut Driver, inbox: &mut Inbox<'_>) -> Result<Step, String> {
+fn scan(plan: &Plan, shared: &Shared, d: &mut Driver, inbox: &mut Inbox<'_>, stored: usize) -> Result<Step, String> {
     let ids = connect(d, plan, shared, [hello(plan, "s", 0)], &mut |_, _| ())?;
     let id = ids.first().copied().unwrap_or(0);
     inbox.add_subscriber(id, Subscriber::new(0..plan.count));
     let filter = format!("bench/{:04x}/r/#", plan.run);
-    shared.phase("scan", plan.count as u64);
+    shared.phase("scan", stored as u64);
     let meter = Meter::begin(&plan.pids)?;
-    d.send(id, &subscribe(1, [filter.as_bytes()].into_iter(), plan.qos, plan.protocol == 5));
+    d.subscribe(id, 1, &[filter.into_bytes()], plan.qos);
     let mut seen = 0;
     loop {
         listen(d, inbox, shared, Duration::from_secs_f64(plan.patience_s), &|inbox| {
-            inbox.delivered >= plan.count as u64 || inbox.delivered > seen
+            inbox.delivered >= stored as u64 || inbox.delivered > seen
         })?;
-        if inbox.delivered == seen || inbox.delivered >= plan.count as u64 {
+        if inbox.delivered == seen || inbox.delivered >= stored as u64 {
             break;
         }
         seen = inbox.delivered;

@@ -39,35 +39,23 @@ pub fn run(plan: &Plan, shared: &Shared) -> Result<Report, String> {
     let mut visits = Visits { members, away: Vec::new(), next_ns: 0, state: u64::from(plan.run) << 17 | 1 };
     let part_ns = (plan.seconds * 1e9) as u64 / PARTS;
     let mut steps = Vec::new();
-    for part in 1..=PARTS {
+    for part in (1..=PARTS).take_while(|_| !shared.stopped()) {
         shared.phase(&format!("part {part} of {PARTS}"), 0);
         steps.push(traffic(plan, shared, &mut d, (&mut inbox, &mut feed, &mut visits), part_ns)?);
     }
     inbox.note_times();
     visits.everybody(&mut d)?;
     drain(plan, shared, &mut d, &mut inbox)?;
-    inbox.close();
-    for p in &inbox.publishers {
-        inbox.faults.unacknowledged += if plan.qos > 0 { p.sent - p.acked } else { 0 };
-    }
+    inbox.close(&d);
     if plan.qos == 0 {
         // nobody keeps them for who is away
         inbox.faults.lost = 0;
     }
-    inbox.faults.refused += d.clients().map(|c| c.refused).sum::<u64>();
     if let Some(last) = steps.last_mut() {
         last.latency_us = Spread::of(&inbox.latency);
     }
-    let notes = inbox.why.iter().map(|why| format!("a connection ended: {why}")).chain(growth(&steps)).collect();
-    Ok(Report {
-        work: plan.work,
-        ok: inbox.faults.none(),
-        faults: inbox.faults,
-        steps,
-        acks_out_of_order: d.clients().map(|c| c.acks_out_of_order).sum(),
-        notes,
-        run: plan.run,
-    })
+    inbox.notes.extend(growth(&steps));
+    Ok(inbox.report(plan, steps))
 }
 
 fn growth(steps: &[Step]) -> Option<String> {
@@ -91,6 +79,7 @@ fn traffic(
         visits.go(d)?;
         shared.sent.store(feed.sent, Ordering::Relaxed);
         shared.delivered.store(inbox.delivered, Ordering::Relaxed);
+        inbox.tell();
     }
     let mut step = meter.end("traffic", inbox.delivered - before, "delivered")?;
     step.judge(1, plan.rate > 0.0);

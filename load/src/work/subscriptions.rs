@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::batch::{Next, listen, send};
+use super::batch::{Job, Next, listen, send};
 use super::driver;
 use super::inbox::{Inbox, Subscriber};
 use crate::codec::Template;
@@ -24,8 +24,9 @@ pub fn run(plan: &Plan, shared: &Shared) -> Result<Report, String> {
     if !plan.filter.contains("%i") {
         return Err(format!("--filter: `{}` has no %i for the number of the filter", plan.filter));
     }
-    let mut targets: Vec<usize> = plan.steps.iter().copied().filter(|s| *s < plan.count).collect();
+    let mut targets: Vec<usize> = plan.steps.iter().copied().filter(|s| (1..plan.count).contains(s)).collect();
     targets.sort_unstable();
+    targets.dedup();
     targets.push(plan.count);
     let published = plan.published.min(*targets.first().unwrap_or(&plan.count));
     let mut d = driver(plan, shared)?;
@@ -45,22 +46,13 @@ pub fn run(plan: &Plan, shared: &Shared) -> Result<Report, String> {
         sent: 0,
     };
     let (mut steps, mut from) = (Vec::new(), 0);
-    for to in targets {
+    for to in targets.into_iter().take_while(|_| !shared.stopped()) {
         steps.push(filters(plan, shared, &mut d, &mut inbox, &ids, from..to)?);
         steps.push(work.publish(&mut d, &mut inbox, to)?);
         from = to;
     }
-    inbox.close();
-    inbox.faults.refused += d.clients().map(|c| c.refused).sum::<u64>();
-    Ok(Report {
-        work: plan.work,
-        ok: inbox.faults.none(),
-        faults: inbox.faults,
-        steps,
-        acks_out_of_order: d.clients().map(|c| c.acks_out_of_order).sum(),
-        notes: inbox.why.iter().map(|why| format!("a connection ended: {why}")).collect(),
-        run: plan.run,
-    })
+    inbox.close(&d);
+    Ok(inbox.report(plan, steps))
 }
 
 fn filter(plan: &Plan, number: usize) -> String {
@@ -117,14 +109,14 @@ impl Publishing<'_> {
         };
         self.shared.phase(&format!("publish at {filters} filters"), wanted);
         let meter = Meter::begin(&self.plan.pids)?;
-        let batch = send(d, (self.plan, self.shared), inbox, &self.sender, (wanted, wanted), &next)?;
+        let job = Job { senders: &self.sender, count: wanted, deliveries: wanted, next: &next, tidies: false };
+        let batch = send(d, (self.plan, self.shared), inbox, &job)?;
         let step = meter.end(&format!("publish at {filters}"), batch.sent, "published")?;
         self.sent += batch.sent;
         for (flow, number) in self.shared.flows.iter().zip(0..topics) {
             // those in front had one more turn
             flow.sent.store(self.sent / topics + u64::from(number < self.sent % topics), Ordering::Relaxed);
         }
-        inbox.faults.unacknowledged += if self.plan.qos > 0 { batch.sent - batch.acked.iter().sum::<u64>() } else { 0 };
         Ok(step)
     }
 }
