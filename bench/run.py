@@ -128,7 +128,7 @@ def table(run: Run, rows: tuple[works.Work, ...], plot: str) -> list[str]:
             spread = f" ({number(min(values))} to {number(max(values))})" if len(values) > 1 else ""
             cells.append(f"{number(medians[key])}{spread}" if values else "-")
         lines.append(f"| {row.name} | {row.unit} | {' | '.join(cells)} | {judged(run, row, medians)} |")
-        run.ours |= {row.name: medians[key] for key in medians if key == "roost"}
+        run.ours[row.name] = medians["roost"]
         drawn.append((f"{row.name} ({row.unit})", [(run.peers[k].name, medians[k]) for k in keys if k in medians]))
     if not run.smoke:
         bars(DOCS / "plots" / f"{plot}.svg", drawn)
