@@ -55,6 +55,7 @@ def lanes(rounds: int, seconds: float) -> list[Row]:
 def python(seconds: float) -> Row:
     """CPU of the thread that runs Python, of all, under full traffic."""
     with running(roost_with(1, admin_port=free_port())) as broker:
+        time.sleep(3 if seconds > 1 else 0)  # the start is Python's
         before = threads(broker.pid)
         load(broker, "pub-sub", *pairs(50, 0, 256, 200), "--seconds", max(seconds, 2.0))
         after = threads(broker.pid)

@@ -82,7 +82,7 @@ def one(run: Run, row: works.Work, peer: Peer) -> works.Report | None:
     """One load of one broker. Ours must be without fault; a peer that fails is left out of the row."""
     tls = run.tls if row.secured else None
     try:
-        with running(peer, tls=tls) as broker:
+        with running(peer, tls=tls, durable=row.durable and peer.key == "roost") as broker:
             return works.load(broker, row.work, *run.options(row), tls=tls)
     except (works.Faulty, BrokerFailed) as why:
         if peer.key == "roost":
@@ -172,6 +172,15 @@ def state(run: Run) -> list[str]:
     return table(run, works.STATE, "state")
 
 
+OFFLINE = """RoostMQ acknowledges when the message is synced to its disk (`--data`); the peers keep it in memory and
+lose it with a `kill -9`."""
+
+
+def offline(run: Run) -> list[str]:
+    """Durable, beside peers that are not."""
+    return [OFFLINE, "", *table(run, works.OFFLINE, "offline")]
+
+
 def growing(run: Run) -> list[str]:
     """What grows, and what it costs then."""
     return growth.measure(run.peers["roost"], run.rounds, run.smoke, run.missed)
@@ -186,6 +195,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Run], list[str]]]] = {
     "traffic": ("One core, in memory: messages", traffic),
     "connections": ("One core, in memory: connections", connections),
     "state": ("One core, in memory: retained messages and subscriptions", state),
+    "offline": ("Durable, beside peers in memory", offline),
     "growth": ("What grows", growing),
     "shapes": ("Lanes, Python, fairness, overload", shapes),
 }

@@ -60,9 +60,8 @@ class Work:
     peers: tuple[str, ...] = ALL
     qos2: bool = False
     secured: bool = False
-    """Better when higher: a rate."""
-    rate: bool = False
-    scheduled: bool = False
+    durable: bool = False
+    """Ours keeps it on disk; peers that keep less are measured as they are fastest."""
 
     def can(self, peer: Peer) -> bool:
         """Is this something that the peer offers?"""
@@ -166,7 +165,6 @@ TRAFFIC = (
         OPEN,
         latency("p50"),
         (at_most_of(1.1, "null"),),
-        scheduled=True,
     ),
     Work(
         "20,000 messages/s, QoS 1, open loop: p99",
@@ -174,7 +172,6 @@ TRAFFIC = (
         OPEN,
         latency("p99"),
         (at_most_of(1.5, "null"), at_most_of(1.0, "mosquitto-current"), at_most_of(1.0, "mosquitto")),
-        scheduled=True,
     ),
 )
 
@@ -235,7 +232,6 @@ STATE = (
         (at_least_of(1, "flashmq"),),
         work="retained",
         peers=SOME,
-        rate=True,
     ),
     Work(
         "100,000 retained: one wildcard scan",
@@ -245,7 +241,6 @@ STATE = (
         (at_least_of(1, "flashmq"),),
         work="retained",
         peers=SOME,
-        rate=True,
     ),
     Work(
         "100,000 filters `a/+/x%i/#`: subscribe",
@@ -255,7 +250,6 @@ STATE = (
         (Goal(">= 400,000", lambda v: v["roost"] >= 400_000),),
         work="subscriptions",
         peers=SOME,
-        rate=True,
     ),
     Work(
         "the same: memory of one",
@@ -275,5 +269,30 @@ STATE = (
         (at_most(200, "bytes"),),
         work="subscriptions",
         peers=SOME,
+    ),
+)
+
+AWAY = ("-n", 1_000, "--publishers", 8, "--window", 1_000, "--messages", 1_000_000, "--patience", 60)
+
+OFFLINE = (
+    Work(
+        "QoS 1 to 1,000 sessions that are away, 64 B: acknowledged",
+        "per second",
+        AWAY,
+        per_second(1),
+        (Goal(">= 150,000", lambda v: v["roost"] >= 150_000), at_least_of(0.5, "flashmq")),
+        work="offline",
+        peers=SOME,
+        durable=True,
+    ),
+    Work(
+        "their return: delivered",
+        "per second",
+        AWAY,
+        per_second(2),
+        (),
+        work="offline",
+        peers=SOME,
+        durable=True,
     ),
 )
