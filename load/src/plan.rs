@@ -4,6 +4,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::stamp::STAMP;
 
+/// Largest payload, so that a packet with it has a length that MQTT can say [MQTT-2.2.3].
+const SIZE_MAX: u64 = 268_000_000;
+/// Messages per second that a schedule is kept for.
+const RATE_MAX: f64 = 1e7;
+/// Longest text, so that it fits into a packet with what is put before and behind it.
+const TEXT_MAX: usize = 65_000;
+
 /// Which load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -170,14 +177,20 @@ impl Plan {
     }
 
     fn check(&self) -> Result<(), String> {
+        self.check_numbers()?;
+        self.check_texts()
+    }
+
+    fn check_numbers(&self) -> Result<(), String> {
         let bounds = [
             ("--qos", u64::from(self.qos), 0, 2),
-            ("--size", self.size as u64, STAMP as u64, 256 << 20),
+            ("--size", self.size as u64, STAMP as u64, SIZE_MAX),
             ("--publishers", self.publishers as u64, 0, 1_000_000),
             ("--subscribers", self.subscribers as u64, 0, 1_000_000),
             ("--topics", self.topics as u64, 0, 1_000_000),
             ("--window", u64::from(self.window), 1, 65_535),
             ("--count", self.count as u64, 1, 100_000_000),
+            ("--published", self.published as u64, 1, 1_000_000),
             ("--concurrency", self.concurrency as u64, 1, 100_000),
             ("--threads", self.threads as u64, 1, 256),
             ("--subscriptions", self.subscriptions as u64, 0, 10_000),
@@ -193,11 +206,28 @@ impl Plan {
                 return Err(format!("{name}: {value} is not a time in seconds"));
             }
         }
-        if !(self.rate.is_finite() && self.rate >= 0.0) {
-            return Err(format!("--rate: {} is not a number of messages per second", self.rate));
+        if !(0.0..=RATE_MAX).contains(&self.rate) {
+            return Err(format!("--rate: {} is not between 0 and {RATE_MAX} per second", self.rate));
         }
         if !matches!(self.protocol, 4 | 5) {
             return Err(format!("--protocol: {} is not 4 (MQTT 3.1.1) or 5", self.protocol));
+        }
+        Ok(())
+    }
+
+    fn check_texts(&self) -> Result<(), String> {
+        let texts = [("--username", &self.username), ("--password", &self.password), ("--filter", &self.filter)];
+        for (name, text) in texts.into_iter().chain([("--shared", &self.shared)]) {
+            if text.len() > TEXT_MAX {
+                return Err(format!("{name}: {} bytes are more than {TEXT_MAX}", text.len()));
+            }
+        }
+        if self.shared.contains(['/', '+', '#']) {
+            return Err(format!("--shared: `{}` is not the name of a group: it has one of / + #", self.shared));
+        }
+        // [MQTT-3.1.2-22]
+        if self.protocol == 4 && self.username.is_empty() && !self.password.is_empty() {
+            return Err("--password: MQTT 3.1.1 has none without a --username".to_owned());
         }
         if self.cert.is_empty() != self.key.is_empty() {
             return Err("--cert and --key go together".to_owned());

@@ -51,14 +51,13 @@ impl Connector {
         let found = place.to_socket_addrs().map_err(|e| format!("{}: {e}", plan.host))?.next();
         let address = found.ok_or_else(|| format!("{}: has no address", plan.host))?;
         let sources = plan.sources.iter().map(|s| s.parse().map_err(|_| format!("--source: `{s}` is not an address")));
-        let scheme = if plan.tls { "wss" } else { "ws" };
         Ok(Self {
             address,
             sources: sources.collect::<Result<_, _>>()?,
             opened: 0,
             first_port: usize::from(plan.run),
             tls: plan.tls.then(|| tls(plan)).transpose()?,
-            url: plan.websocket.then(|| format!("{scheme}://{}:{}{}", plan.host, plan.port, plan.path)),
+            url: plan.websocket.then(|| url(plan)),
         })
     }
 
@@ -113,6 +112,12 @@ impl Connector {
         let started = ClientHandshake::start(secured, request, None).map_err(io::Error::other)?;
         Ok(Stream::Shaking(Some(Box::new(started))))
     }
+}
+
+fn url(plan: &Plan) -> String {
+    let scheme = if plan.tls { "wss" } else { "ws" };
+    let host = if plan.host.contains(':') { format!("[{}]", plan.host) } else { plan.host.clone() };
+    format!("{scheme}://{host}:{}/{}", plan.port, plan.path.trim_start_matches('/'))
 }
 
 fn tls(plan: &Plan) -> Result<(Arc<ClientConfig>, ServerName<'static>), String> {

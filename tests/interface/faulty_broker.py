@@ -66,6 +66,8 @@ class Message:
     payload: bytes
     qos: int
     retain: bool = False
+    times: int = 1
+    """How often it leaves with one identifier."""
 
 
 @dataclass
@@ -83,7 +85,7 @@ class Session:
     kept: Message | None = None
     """Waits for its next neighbour, to leave after it."""
 
-    def send(self, m: Message, *, times: int = 1) -> None:
+    def send(self, m: Message) -> None:
         if self.link is None:
             if m.qos and self.persistent:
                 self.waiting.append(m)
@@ -92,7 +94,7 @@ class Session:
         if m.qos:
             self.last_id = number = self.last_id % 65535 + 1
             self.out[number] = m
-        for _ in range(times):
+        for _ in range(m.times):
             self.link.write_message(m, number)
 
     def resume(self) -> None:
@@ -121,10 +123,10 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
+        self.broker.peers.append(transport.get_extra_info("peername")[0])
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self.session is not None and self.session.link is self:
-            self.broker.leave(self.session)
+        self.leave()
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
@@ -140,7 +142,12 @@ class Link(asyncio.Protocol):
             elif first >> 4 == 12:
                 self.write(0xD0, b"")
             else:
-                self.transport.close()
+                self.leave()
+
+    def leave(self) -> None:
+        self.transport.close()
+        if self.session is not None and self.session.link is self:
+            self.broker.leave(self.session)
 
     def take(self) -> tuple[int, bytes] | None:
         length, data = 0, self.buffer
@@ -156,6 +163,8 @@ class Link(asyncio.Protocol):
 
     def write(self, first: int, body: bytes, *, times: int = 1) -> None:
         packet = (bytes([first]) + varint(len(body)) + body) * times
+        if self.transport.is_closing():
+            return
         if self.broker.fault != "drip":
             self.transport.write(packet)
             return
@@ -266,8 +275,7 @@ class Link(asyncio.Protocol):
         def now() -> None:
             if first == 0x40:
                 self.under_way.discard(number)
-            if not self.transport.is_closing():
-                self.write(first, struct.pack(">H", number))
+            self.write(first, struct.pack(">H", number))
 
         if self.broker.ack_delay_s:
             self.broker.later(self.broker.ack_delay_s, now)
@@ -296,12 +304,14 @@ class FaultyBroker:
     def __init__(self, fault: str = "", every: int = 10, receive_maximum: int = 0, ack_delay_s: float = 0) -> None:
         assert fault in FAULTS
         self.fault, self.every, self.receive_maximum, self.ack_delay_s = fault, every, receive_maximum, ack_delay_s
-        self.did = self.seen = self.most_under_way = self.turns = 0
+        self.did = self.seen = self.routed = self.most_under_way = self.turns = 0
         self.sessions: dict[str, Session] = {}
         self.plain: dict[str, dict[str, int]] = {}
         self.wild: dict[str, dict[str, int]] = {}
         self.groups: dict[str, dict[str, int]] = {}
         self.retained: dict[str, Message] = {}
+        self.peers: list[str] = []
+        """Where connections came from, in order."""
 
     def __enter__(self) -> FaultyBroker:
         self.loop = asyncio.new_event_loop()
@@ -340,6 +350,15 @@ class FaultyBroker:
     def later(self, seconds: float, call: Any) -> None:
         self.loop.call_later(seconds, call)
 
+    def later_threadsafe(self, seconds: float, call: Any) -> None:
+        self.loop.call_soon_threadsafe(self.later, seconds, call)
+
+    def drop_all(self) -> None:
+        """Ends every connection."""
+        for session in list(self.sessions.values()):
+            if session.link is not None:
+                session.link.transport.close()
+
     def enter(self, name: str, clean: bool, persistent: bool) -> tuple[bool, Session]:
         old = self.sessions.get(name)
         if old is not None and old.link is not None:
@@ -372,6 +391,7 @@ class FaultyBroker:
         return [Message(m.topic, m.payload, min(qos, m.qos), True) for m in fits]
 
     def route(self, m: Message) -> None:
+        self.routed += 1
         if m.retain and m.payload:
             self.retained[m.topic] = m
         elif m.retain:
@@ -405,8 +425,8 @@ class FaultyBroker:
             session = others[0]
         if session.link is not None and self.end(session.link):
             return None
-        times = 2 if self.turn("again") else 1
-        session.send(self.changed(m), times=times)
+        m.times = 2 if self.turn("again") else 1
+        session.send(self.changed(m))
         if self.turn("double"):
             session.send(m)
         return None

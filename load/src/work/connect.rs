@@ -1,15 +1,15 @@
 //! Connections: how fast they are made, what one costs in CPU, what an idle one costs in memory.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use super::batch::listen;
 use super::driver;
-use crate::client::Event;
+use super::inbox::Inbox;
 use crate::driver::{Driver, Id};
 use crate::fleet::{connect, hello, subscribe_all};
 use crate::plan::Plan;
 use crate::report::{Meter, Report, Spread, Step, histogram};
 use crate::shared::Shared;
-use crate::tally::Faults;
 
 /// After so long without work a broker's memory is what it keeps.
 const SETTLE: Duration = Duration::from_millis(700);
@@ -28,10 +28,11 @@ pub fn run(plan: &Plan, shared: &Shared) -> Result<Report, String> {
     ends.sort_unstable();
     ends.push(plan.count);
     ends.dedup();
-    let (mut faults, mut steps, mut begin, mut before) = (Faults::default(), Vec::new(), 0, None);
+    let mut inbox = Inbox::new(shared, plan.run, plan.qos, Vec::new())?;
+    let (mut steps, mut begin, mut before) = (Vec::new(), 0, None);
     for end in ends {
-        let mut made = part(plan, shared, &mut d, begin..end, &mut faults)?;
-        let after = settled(plan, &mut d, &mut faults)?;
+        let mut made = part(plan, shared, &mut d, begin..end, &mut inbox)?;
+        let after = settled(plan, shared, &mut d, &mut inbox)?;
         if let (Some(before), Some(after), Some(step)) = (before, after, made.last_mut()) {
             step.bytes_each = Some((after as f64 - before as f64) / (end - begin) as f64);
         }
@@ -40,10 +41,10 @@ pub fn run(plan: &Plan, shared: &Shared) -> Result<Report, String> {
     }
     shared.phase("hold", plan.count as u64);
     let meter = Meter::begin(&plan.pids)?;
-    hold(&mut d, Duration::from_secs_f64(plan.seconds), shared, &mut faults)?;
+    listen(&mut d, &mut inbox, shared, Duration::from_secs_f64(plan.seconds), &|_| shared.stopped())?;
     steps.push(meter.end("idle", plan.count as u64, "connections")?);
-    let ok = faults.none();
-    Ok(Report { work: plan.work, ok, faults, steps, acks_out_of_order: 0, notes: Vec::new(), run: plan.run })
+    inbox.close(&d);
+    Ok(inbox.report(plan, steps))
 }
 
 fn part(
@@ -51,7 +52,7 @@ fn part(
     shared: &Shared,
     d: &mut Driver,
     numbers: std::ops::Range<usize>,
-    faults: &mut Faults,
+    inbox: &mut Inbox<'_>,
 ) -> Result<Vec<Step>, String> {
     let (count, mut times) = (numbers.len() as u64, histogram()?);
     shared.phase("connect", count);
@@ -66,7 +67,8 @@ fn part(
         let meter = Meter::begin(&plan.pids)?;
         let wanted: Vec<(Id, Vec<Vec<u8>>)> =
             ids.into_iter().zip(numbers).map(|(id, n)| (id, filters(plan, n))).collect();
-        faults.refused += subscribe_all(d, plan, shared, &wanted, &mut |_, _, _| ())?;
+        let refused = subscribe_all(d, plan, shared, &wanted, &mut |id, now_ns, event| inbox.on(id, now_ns, event))?;
+        inbox.faults.refused += refused;
         steps.push(meter.end("subscribe", count * plan.subscriptions as u64, "subscriptions")?);
     }
     Ok(steps)
@@ -77,25 +79,7 @@ fn filters(plan: &Plan, number: usize) -> Vec<Vec<u8>> {
 }
 
 /// The broker's memory when it has nothing to do.
-fn settled(plan: &Plan, d: &mut Driver, faults: &mut Faults) -> Result<Option<u64>, String> {
-    turns(d, SETTLE, &|| false, faults)?;
+fn settled(plan: &Plan, shared: &Shared, d: &mut Driver, inbox: &mut Inbox<'_>) -> Result<Option<u64>, String> {
+    listen(d, inbox, shared, SETTLE, &|_| shared.stopped())?;
     Ok(Meter::begin(&plan.pids)?.rss_bytes())
-}
-
-fn hold(d: &mut Driver, time: Duration, shared: &Shared, faults: &mut Faults) -> Result<(), String> {
-    turns(d, time, &|| shared.stopped(), faults)
-}
-
-fn turns(d: &mut Driver, time: Duration, enough: &dyn Fn() -> bool, faults: &mut Faults) -> Result<(), String> {
-    let until = Instant::now() + time;
-    while Instant::now() < until && !enough() {
-        let wait = until.saturating_duration_since(Instant::now()).min(Duration::from_millis(50));
-        d.turn(wait, &mut |_, _, event| match event {
-            Event::Closed(_) => faults.closed += 1,
-            Event::Message(_) => faults.misrouted += 1,
-            _ => {}
-        })
-        .map_err(|e| e.to_string())?;
-    }
-    Ok(())
 }

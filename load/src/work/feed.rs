@@ -63,7 +63,7 @@ impl<'a> Feed<'a> {
     /// When a message of the schedule is due: publishers take turns.
     fn due_ns(&self, flow: usize, sequence: u64) -> u64 {
         let turns = sequence as f64 + flow as f64 / self.publishers as f64;
-        self.begin_ns + (turns * self.period_ns) as u64
+        self.begin_ns.saturating_add((turns * self.period_ns) as u64)
     }
 
     /// Sends what may be sent now; how long the thread may sleep.

@@ -7,6 +7,8 @@ import json
 import sys
 from typing import Any
 
+from roostmq.errors import EngineError
+
 FAULTY = 3
 """Exit code: the load ran, and messages were lost, doubled, reordered, misrouted or damaged, or clients refused."""
 
@@ -166,13 +168,25 @@ def main(words: list[str]) -> int:
     """0: every message came as it should; 3: not so; 1: the load could not be run."""
     options = vars(parser().parse_args(words))
     as_json, quiet = options.pop("json"), options.pop("quiet")
-    options["protocol"] = int(options["protocol"])
-    options["persistent"] = options.get("persistent", False) or options["work"] in ("offline", "soak")
     if options["port"] is None:
         options["port"] = {(0, 0): 1883, (1, 0): 8883, (0, 1): 8083, (1, 1): 8084}[options["tls"], options["websocket"]]
+    _check(options)
+    options["protocol"] = int(options["protocol"])
+    options["persistent"] = options.get("persistent", False) or options["work"] in ("offline", "soak")
     report = run(options, live=not quiet and sys.stderr.isatty())
     print(json.dumps(report) if as_json else told(report))
     return 0 if report["ok"] else FAULTY
+
+
+def _check(options: dict[str, Any]) -> None:
+    """Numbers that no plan can carry; the bounds of each option are known where the plan is read."""
+    if not 1 <= options["port"] <= 65_535:
+        raise EngineError(f"--port: {options['port']} is not between 1 and 65535")
+    flags = {"warmup_s": "warmup", "patience_s": "patience", "pids": "pid", "steps": "step"}
+    for name, value in options.items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and not 0 <= number < 1 << 32:
+                raise EngineError(f"--{flags.get(name, name)}: {number} is not a number from 0 to 4294967295")
 
 
 def run(plan: dict[str, Any], *, live: bool) -> dict[str, Any]:
