@@ -30,6 +30,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from plot import PLOTS, Group, bars
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # the file layer of the power-cut tests
 LOAD = ROOT / "target" / "release" / "examples" / "durable_load"
@@ -327,6 +329,8 @@ def table(broker: Broker, a: argparse.Namespace, sizes: list[Rounds], alone: dic
         f"{spread(alone['sync'])} + 2 x null round trip {spread(alone['echo'])} |",
         f"| lone publisher, p99 | {spread(alone['lone99'])} us | - |",
     ]
+    if a.write:
+        bars(PLOTS / "durable.svg", [rates(r) for r in sizes])
     queued, before = int(broker.metrics()["queued"]), broker.disk_mb()
     got = load("drain", broker.host, broker.port, a.sessions, queued)
     after = settled_disk_mb(broker, 0.2 if a.smoke else 20)
@@ -340,6 +344,12 @@ def table(broker: Broker, a: argparse.Namespace, sizes: list[Rounds], alone: dic
         f"| checkpoints during all this | {log.get('checkpoints', 0):.0f} | - |",
     ]
     return rows
+
+
+def rates(r: Rounds) -> Group:
+    """What a plot of it shows."""
+    values = [("roostmq", statistics.median(r.acked)), ("the plain loop", statistics.median(r.floor))]
+    return f"{r.bytes} B: acknowledged per second", [*values, ("the goal", 150_000.0)]
 
 
 def section(rows: list[str], a: argparse.Namespace, loads: tuple[float, float]) -> str:
@@ -362,6 +372,8 @@ def section(rows: list[str], a: argparse.Namespace, loads: tuple[float, float]) 
             "| what | measured | goal |",
             "|---|---|---|",
             *rows,
+            "",
+            "![durable](plots/durable.svg)",
             "",
         ]
     )

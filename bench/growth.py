@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from brokers import Peer, roost_with, running
+from plot import PLOTS, bars
 from works import SOURCES, Report, load
 
 RATIO_MAX = 1.5
@@ -45,7 +46,10 @@ def measure(peer: Peer, rounds: int, smoke: bool, missed: list[str]) -> list[str
         lines.append(f"| {name} | {told} | {ratio:.2f} | <= {RATIO_MAX}: {'met' if met else '**missed**'} |")
         if not met and not smoke:
             missed.append(f"{name}: {ratio:.2f} times from {min(costs)} to {max(costs)}")
-    return lines
+    if smoke:
+        return lines
+    bars(PLOTS / "growth.svg", [(name, [(f"{size:,}", cost) for size, cost in costs.items()]) for name, costs in rows])
+    return [*lines, "", "![growth](plots/growth.svg)"]
 
 
 def median(rounds: int, once: Callable[[], dict[int, float]]) -> dict[int, float]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from brokers import CONNECT, ROOT, Running, Tls, free_port, on_cores, roost_with, running
 from durable import HZ
+from plot import PLOTS, Group, bars
 from works import GENERATOR_CORE, SOURCES, Report, load, pairs, us_each
 
 STORM = 10_000
@@ -26,9 +27,14 @@ Row = tuple[str, str, str]
 
 def measure(rounds: int, seconds: float, tls: Tls, smoke: bool, missed: list[str]) -> list[str]:
     """Lines of the table."""
-    rows = [*lanes(rounds, seconds), python(seconds), *fair(rounds, seconds, tls, smoke)]
-    missed += [f"{name}: {goal}" for name, _, goal in rows if "missed" in goal and not smoke]
-    return ["| what | measured | goal |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
+    drawn: list[Group] = []
+    rows = [*lanes(rounds, seconds), python(seconds), *fair(rounds, seconds, tls, smoke, drawn)]
+    lines = ["| what | measured | goal |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
+    if smoke:
+        return lines
+    missed += [f"{name}: {goal}" for name, _, goal in rows if "missed" in goal]
+    bars(PLOTS / "shapes.svg", drawn)
+    return [*lines, "", "![shapes](plots/shapes.svg)"]
 
 
 def verdict(text: str, met: bool) -> str:
@@ -83,14 +89,18 @@ def p99(report: Report) -> float:
 
 
 @contextlib.contextmanager
-def beside(broker: Running, work: str, *options: object, tls: Tls | None = None) -> Iterator[subprocess.Popen[bytes]]:
+def beside(
+    broker: Running, work: str, *options: object, tls: Tls | None = None, late: bool = False
+) -> Iterator[subprocess.Popen[bytes]]:
     """Another load on the generator's core, at the lowest priority: to disturb the broker, not the measurement."""
     words = [ROOT / ".venv" / "bin" / "roost", "bench", work, "--json", "--port", broker.port_of(tls), *options]
     if tls is not None:
         words += ["--tls", "--cafile", tls.ca, "--cert", tls.client_cert, "--key", tls.client_key]
-    command = on_cores((GENERATOR_CORE,), "nice", "-n", "19", *words)
+    # a storm is short: it shall come while the others are measured, not before
+    pause = ["sh", "-c", 'sleep 1.5; exec "$@"', "sh"] if late else []
+    command = on_cores((GENERATOR_CORE,), "nice", "-n", "19", *pause, *words)
     other = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    time.sleep(1.0)
+    time.sleep(0 if late else 1)
     try:
         yield other
     finally:
@@ -113,14 +123,14 @@ def slow_reader(broker: Running) -> Iterator[subprocess.Popen[bytes]]:
 Disturbance = Callable[[Running], contextlib.AbstractContextManager[subprocess.Popen[bytes]]]
 
 
-def fair(rounds: int, seconds: float, tls: Tls, smoke: bool) -> list[Row]:
+def fair(rounds: int, seconds: float, tls: Tls, smoke: bool, drawn: list[Group]) -> list[Row]:
     """p99 of a well-behaved fleet, alone and beside somebody who is not."""
     storm = ("-n", 100 if smoke else STORM, "--concurrency", 2000, "--seconds", 0, *SOURCES)
     others: list[tuple[str, Disturbance, bool]] = [
         ("one flat-out publisher", lambda b: beside(b, "pub-sub", *pairs(1, 0, 256, 1000), "--seconds", 600), False),
         ("a reader that does not read, flooded", slow_reader, False),
-        (f"a storm of {STORM:,} connections", lambda b: beside(b, "connect", *storm), False),
-        (f"a storm of {STORM:,} mTLS connections", lambda b: beside(b, "connect", *storm, tls=tls), True),
+        (f"a storm of {STORM:,} connections", lambda b: beside(b, "connect", *storm, late=True), False),
+        (f"a storm of {STORM:,} mTLS connections", lambda b: beside(b, "connect", *storm, tls=tls, late=True), True),
     ]
     rows = []
     for name, disturbance, secured in others:
@@ -145,6 +155,7 @@ def fair(rounds: int, seconds: float, tls: Tls, smoke: bool) -> list[Row]:
         if name.startswith("a reader"):
             goal += "; " + verdict(f"<= {RSS_MAX / 1e6:.0f} MB", rss <= RSS_MAX)
         rows.append((f"500 messages/s, QoS 1, beside {name}", told, goal))
+        drawn.append((f"p99 (us) beside {name}", [("alone", before), ("beside it", after)]))
     return rows
 
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from durable import CONFIG, ROOT, Broker, load, on_core, spread, write_section
+from plot import PLOTS, Group, bars
 
 PACED = ROOT / "target" / "release" / "examples" / "paced_load"
 LOOK_S = 0.05
@@ -103,14 +104,18 @@ def rows(a: argparse.Namespace, rounds: list[Round]) -> list[str]:
         f"| {a.rate:,.0f} messages/s, 64 B, QoS 1, {a.queued:,} queued: checkpoints in {a.rounds} x {a.seconds:g} s | "
         f"{sum(r.finished for r in rounds):.0f}, {inside:,} of {told:,} messages in them | - |"
     ]
+    drawn: list[Group] = []
     for name, share in (("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)):
         plain = [percentile(r.quiet, share) for r in rounds]
         busy = [percentile(r.during, share) for r in rounds]
         times = [b / p for b, p in zip(busy, plain, strict=True)]
         goal = "at most 1.5 times" if name == "p99" else "-"
         both = f"{statistics.median(plain):,.0f} / {statistics.median(busy):,.0f} us"
+        drawn.append((f"{name} (us)", [("without", statistics.median(plain)), ("during", statistics.median(busy))]))
         made.append(f"| {name} without / during a checkpoint | {both}: {spread(times, '.2f')} times | {goal} |")
-    return made
+    if a.write:
+        bars(PLOTS / "pauses.svg", drawn)
+    return [*made, "", "![pauses](plots/pauses.svg)"]
 
 
 def main() -> int:

@@ -10,6 +10,8 @@ COLOURS = {"roostmq": "#c2410c", "null": "#94a3b8", "bare": "#94a3b8"}
 OTHER = "#475569"
 WIDTH, LABEL, BAR, GAP = 860, 170, 15, 26
 
+PLOTS = Path(__file__).resolve().parents[1] / "docs" / "plots"
+
 Group = tuple[str, Sequence[tuple[str, float]]]
 
 

@@ -29,9 +29,8 @@ import load_shapes
 import works
 from brokers import ROOT, BrokerFailed, Features, Peer, Place, Tls, find, running
 from durable import write_section
-from plot import bars
+from plot import PLOTS, bars
 
-DOCS = ROOT / "docs"
 Values = dict[str, list[float]]
 
 
@@ -131,7 +130,7 @@ def table(run: Run, rows: tuple[works.Work, ...], plot: str) -> list[str]:
         run.ours[row.name] = medians["roost"]
         drawn.append((f"{row.name} ({row.unit})", [(run.peers[k].name, medians[k]) for k in keys if k in medians]))
     if not run.smoke:
-        bars(DOCS / "plots" / f"{plot}.svg", drawn)
+        bars(PLOTS / f"{plot}.svg", drawn)
         lines += ["", f"![{plot}](plots/{plot}.svg)"]
     return lines
 
