@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,19 +59,15 @@ class Run:
         return self.error
 
 
-class Ahead:
-    """Loads that wait more than they work: all of one kind begin when the first result is asked for, a few at a time."""
-
-    def __init__(self, run: Callable[..., Any], cases: list[tuple[Any, ...]]) -> None:
-        self.run, self.cases = run, cases
-        self.begun: dict[tuple[Any, ...], Future[Any]] = {}
-
-    def __call__(self, *case: Any) -> Any:
-        if not self.begun:
-            pool = ThreadPoolExecutor(TOGETHER)
-            self.begun = {c: pool.submit(self.run, *c) for c in self.cases}
-            pool.shutdown(wait=False)
-        return self.begun[case].result(TIMEOUT_S)
+def together(check: Callable[..., None], cases: list[tuple[Any, ...]]) -> None:
+    """Check cases that wait more than they work, a few at a time; the first that fails is raised, and says which it is."""
+    with ThreadPoolExecutor(TOGETHER) as pool:
+        begun = [(case, pool.submit(check, *case)) for case in cases]
+    for case, future in begun:
+        error = future.exception()
+        if error is not None:
+            error.add_note(f"the case was {case}")
+            raise error
 
 
 def bench(work: str, *words: str | int | float, json_too: bool = True) -> Run:

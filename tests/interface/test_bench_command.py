@@ -14,7 +14,7 @@ import time
 
 import pytest
 import trustme
-from bench_run import ROOST, TIMEOUT_S, Run, bench
+from bench_run import ROOST, TIMEOUT_S, Run, bench, together
 from conftest import start
 from faulty_broker import FaultyBroker
 
@@ -91,57 +91,62 @@ def everywhere(tmp_path_factory):
 # the traffic
 
 
-@pytest.mark.parametrize("protocol", [4, 5])
-@pytest.mark.parametrize("qos", [0, 1, 2])
-def test_pairs(port, qos, protocol):
-    run = bench("pub-sub", "-p", port, "-q", qos, "-V", protocol, *QUICK).right()
-    step = run.steps["traffic"]
-    assert step["unit"] == "delivered"
-    assert step["count"] > 100
-    assert step["per_second"] == pytest.approx(step["count"] / step["seconds"])
-    assert 0 < step["latency_us"]["p50"] <= step["latency_us"]["p99"] <= step["latency_us"]["max"]
-    assert "broker" not in step
+def test_pairs(port):
+    def check(qos, protocol):
+        run = bench("pub-sub", "-p", port, "-q", qos, "-V", protocol, *QUICK).right()
+        step = run.steps["traffic"]
+        assert step["unit"] == "delivered"
+        assert step["count"] > 100
+        assert step["per_second"] == pytest.approx(step["count"] / step["seconds"])
+        assert 0 < step["latency_us"]["p50"] <= step["latency_us"]["p99"] <= step["latency_us"]["max"]
+        assert "broker" not in step
+
+    together(check, [(qos, protocol) for qos in (0, 1, 2) for protocol in (4, 5)])
 
 
-@pytest.mark.parametrize(
-    ("words", "each"),
-    [
-        (["--publishers", 20, "--subscribers", 1], 1),
-        (["--publishers", 1, "--subscribers", 20], 20),
-        (["--publishers", 3, "--subscribers", 4, "--every"], 4),
-        (["--publishers", 3, "--subscribers", 4, "--every", "--topics", 1], 4),
-        (["--publishers", 5, "--subscribers", 4, "--shared", "g", "-V", 5], 1),
-        (["--publishers", 5, "--subscribers", 4, "--shared", "g", "-q", 1, "--topics", 1], 1),
-        (["--publishers", 12, "--subscribers", 5, "-q", 1], 1),
-        (["--publishers", 12, "--subscribers", 9, "--topics", 3, "-q", 2], 3),
-        (["--publishers", 4, "--subscribers", 4, "--topics", 20], 1),
-        (["--publishers", 1, "--subscribers", 0, "-q", 1], 0),
-        (["--publishers", 2, "--subscribers", 0], 0),
-        (["--publishers", 0, "--subscribers", 2], 0),
-        (["--publishers", 7, "--subscribers", 5, "--threads", 2, "-q", 1], 1),
-        (["--publishers", 4, "--subscribers", 4, "--threads", 2, "--every"], 4),
-        (["--publishers", 4, "--subscribers", 4, "--threads", 2, "--shared", "g"], 1),
-        (["--publishers", 1, "--subscribers", 1, "--threads", 4], 1),
-        (["--window", 1, "-q", 2], 1),
-        (["--window", 9000, "--publishers", 1, "--subscribers", 1, "-q", 1], 1),
-    ],
-    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else f"{value} each",
-)
-def test_shapes(port, words, each):
+def test_shapes(port):
     """Whoever should get a message does: what is delivered is a multiple of what is sent."""
-    step = bench("pub-sub", "-p", port, *words, *QUICK).right().steps["traffic"]
-    if "0" in map(str, words[:4]):
-        assert (step["unit"] == "published") == (each == 0 and words[3] == 0)
-    else:
-        assert step["count"] > 20 * each
-        assert step["count"] / step["sent"] == pytest.approx(each, rel=0.5)
+
+    def check(publishers, subscribers, each, *words):
+        shape = ["--publishers", publishers, "--subscribers", subscribers]
+        step = bench("pub-sub", "-p", port, *shape, *words, *QUICK).right().steps["traffic"]
+        assert step["unit"] == ("delivered" if subscribers else "published")
+        if publishers and subscribers:
+            assert step["count"] > 20 * each
+            assert step["count"] / step["sent"] == pytest.approx(each, rel=0.5)
+        else:
+            assert (step["count"] > 20) == (publishers > 0)
+
+    cases = [
+        (20, 1, 1),
+        (1, 20, 20),
+        (3, 4, 4, "--every"),
+        (3, 4, 4, "--every", "--topics", 1),
+        (5, 4, 1, "--shared", "g", "-V", 5),
+        (5, 4, 1, "--shared", "g", "-q", 1, "--topics", 1),
+        (12, 5, 1, "-q", 1),
+        (12, 9, 3, "--topics", 3, "-q", 2),
+        (4, 4, 1, "--topics", 20),
+        (1, 0, 0, "-q", 1),
+        (2, 0, 0),
+        (0, 2, 0),
+        (7, 5, 1, "--threads", 2, "-q", 1),
+        (4, 4, 4, "--threads", 2, "--every"),
+        (4, 4, 1, "--threads", 2, "--shared", "g"),
+        (1, 1, 1, "--threads", 4),
+        (10, 10, 1, "--window", 1, "-q", 2),
+        (1, 1, 1, "--window", 9000, "-q", 1),
+    ]
+    together(check, cases)
 
 
-@pytest.mark.parametrize("size", [24, 25, 1000, 65_560, 1 << 20])
-def test_sizes(everywhere, size):
-    at = everywhere.port
-    words = ["--publishers", 2, "--subscribers", 2, "--window", 4, "--size", size]
-    assert bench("pub-sub", "-p", at, *words, "-q", 1, *QUICK).right().steps["traffic"]["count"] > 4
+def test_sizes(everywhere):
+    def check(size):
+        words = ["--publishers", 2, "--subscribers", 2, "--window", 4, "--size", size, "-q", 1]
+        step = bench("pub-sub", "-p", everywhere.port, *words, *QUICK).right().steps["traffic"]
+        assert step["count"] > 4
+
+    together(check, [(24,), (25,), (1000,), (65_560,), (1 << 20,)])
 
 
 def test_a_schedule_is_kept(port):
@@ -172,26 +177,25 @@ def test_a_receive_maximum_is_used_up(work):
 # the way to the broker
 
 
-@pytest.mark.parametrize(
-    ("kind", "nth", "words"),
-    [
-        ("mqtts", 0, ["--tls", "--cafile", "{d}/ca.pem"]),
-        ("mqtts", 1, ["--tls", "--cafile", "{d}/ca.pem", "--cert", "{d}/own-cert.pem", "--key", "{d}/own-key.pem"]),
-        ("ws", 0, ["--websocket"]),
-        ("ws", 0, ["--websocket", "--path", "mqtt"]),
-        ("wss", 0, ["--websocket", "--tls", "--cafile", "{d}/ca.pem"]),
-        ("ws", 1, ["--websocket", "--host", "::1"]),
-        ("mqtt", 1, ["--username", "ann", "--password", "sesame"]),
-    ],
-    ids=lambda value: " ".join(value).replace("{d}/", "") if isinstance(value, list) else str(value),
-)
-def test_transports(everywhere, kind, nth, words):
-    _, port = everywhere.address(kind, nth)
-    words = [word.format(d=everywhere.folder) for word in words]
-    if "--tls" in words:
-        words += ["--server-name", "localhost"]
-    for more in ([], ["--size", 300_000, "--window", 2, "-q", 1, "--publishers", 2, "--subscribers", 2]):
-        bench("pub-sub", "-p", port, *words, *more, *QUICK).right()
+def test_transports(everywhere):
+    d = everywhere.folder
+    tls = ["--tls", "--cafile", d / "ca.pem", "--server-name", "localhost"]
+
+    def check(kind, nth, *words):
+        _, port = everywhere.address(kind, nth)
+        for more in ([], ["--size", 300_000, "--window", 2, "-q", 1, "--publishers", 2, "--subscribers", 2]):
+            bench("pub-sub", "-p", port, *words, *more, *QUICK).right()
+
+    cases = [
+        ("mqtts", 0, *tls),
+        ("mqtts", 1, *tls, "--cert", d / "own-cert.pem", "--key", d / "own-key.pem"),
+        ("ws", 0, "--websocket"),
+        ("ws", 0, "--websocket", "--path", "mqtt"),
+        ("wss", 0, "--websocket", *tls),
+        ("ws", 1, "--websocket", "--host", "::1"),
+        ("mqtt", 1, "--username", "ann", "--password", "sesame"),
+    ]
+    together(check, cases)
 
 
 def test_the_source_address_is_chosen():
@@ -282,9 +286,12 @@ def test_the_costs_of_the_broker_are_told():
     step = bench("pub-sub", "-p", running.port, *pid, *QUICK).right().steps["traffic"]
     assert step["broker"]["rss_bytes"] > 1_000_000
     assert step["broker"]["us_each"] > 0
-    for work in (["connect", "-n", 50, "--seconds", 0], ["retained", "-n", 50], ["subscriptions", "-n", 50]):
-        run = bench(*work, "-p", running.port, *pid).right()
+
+    def check(work, *words):
+        run = bench(work, "-p", running.port, *pid, "-n", 50, *words).right()
         assert any("bytes_each" in step for step in run.report["steps"])
+
+    together(check, [("connect", "--seconds", 0), ("retained",), ("subscriptions",)])
     assert running.stop() == 0
 
 
@@ -346,25 +353,25 @@ def interrupted(when, *words, signals=1):
     return Run(process.returncode, out, error)
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["pub-sub", "-q", 2, "--seconds", 100],
-        ["pub-sub", "-q", 0, "--seconds", 100, "--threads", 2],
-        ["pub-sub", "-q", 1, "--seconds", 100, "--rate", 5000],
-        ["soak", "-q", 1, "--seconds", 1000],
-        ["subscriptions", "-q", 1, "-n", 20, "--messages", 100_000_000],
-        ["offline", "-n", 20, "--messages", 2000, "--window", 5],
-        ["retained", "-q", 1, "-n", 100_000, "--window", 5],
-    ],
-    ids=lambda words: " ".join(map(str, words)),
-)
-def test_a_ctrl_c_ends_the_sending_and_reports(words):
+def test_a_ctrl_c_ends_the_sending_and_reports():
     """What is under way then still comes: nothing is called lost because a person did not wait."""
-    with FaultyBroker(ack_delay_s=0.01) as broker:
-        run = interrupted(lambda: broker.routed > 20, *words, "-p", broker.port).right()
-        assert run.report["steps"][0]["count"] > 0
-        assert not broker.retained
+
+    def check(*words):
+        with FaultyBroker(ack_delay_s=0.01) as broker:
+            run = interrupted(lambda: broker.routed > 20, *words, "-p", broker.port).right()
+            assert run.report["steps"][0]["count"] > 0
+            assert not broker.retained
+
+    cases = [
+        ("pub-sub", "-q", 2, "--seconds", 100),
+        ("pub-sub", "-q", 0, "--seconds", 100, "--threads", 2),
+        ("pub-sub", "-q", 1, "--seconds", 100, "--rate", 5000),
+        ("soak", "-q", 1, "--seconds", 1000),
+        ("subscriptions", "-q", 1, "-n", 20, "--messages", 100_000_000),
+        ("offline", "-n", 20, "--messages", 2000, "--window", 5),
+        ("retained", "-q", 1, "-n", 100_000, "--window", 5),
+    ]
+    together(check, cases)
 
 
 def test_a_second_ctrl_c_ends_at_once():

@@ -5,7 +5,7 @@ and only the right ones do.
 """
 
 import pytest
-from bench_run import Ahead, bench
+from bench_run import bench, together
 from faulty_broker import FaultyBroker
 
 SMALL = ["--publishers", 4, "--subscribers", 4, "--seconds", 0.15, "--warmup", 0]
@@ -30,73 +30,59 @@ def test_packets_that_come_in_pieces_are_the_same_packets(qos):
         bench("pub-sub", *SMALL, *PATIENT, "-p", broker.port, "-q", qos).right()
 
 
-COUNTED = [
-    ("lose", 0, 4, ("lost",)),
-    ("lose", 1, 5, ("lost",)),
-    ("lose", 2, 4, ("lost",)),
-    ("double", 0, 5, ("doubled",)),
-    ("double", 1, 4, ("doubled",)),
-    ("double", 2, 5, ("doubled",)),
-    ("again", 2, 4, ("doubled",)),
-    ("swap", 0, 4, ("reordered",)),
-    ("swap", 1, 5, ("reordered",)),
-    ("misroute", 0, 4, ("lost", "misrouted")),
-    ("rename", 1, 5, ("lost", "misrouted")),
-    ("flip", 0, 4, ("lost", "damaged")),
-    ("cut", 1, 5, ("lost", "damaged")),
-    ("other-qos", 0, 5, ("damaged",)),
-    ("other-qos", 1, 4, ("damaged",)),
-    ("other-retain", 2, 5, ("damaged",)),
-    ("refuse-message", 1, 5, ("lost", "refused")),
-    ("refuse-message", 2, 5, ("lost", "refused")),
-]
-
-
-def count(fault, qos, protocol, counters):
-    patience = QUICK if "lost" in counters else PATIENT
-    with FaultyBroker(fault, every=40) as broker:
-        return bench("pub-sub", *SMALL, *patience, "-p", broker.port, "-q", qos, "-V", protocol), broker.did
-
-
-counted = Ahead(count, COUNTED)
-
-
-@pytest.mark.parametrize(("fault", "qos", "protocol", "counters"), COUNTED)
-def test_each_fault_is_counted(fault, qos, protocol, counters):
+def test_each_fault_is_counted():
     """`lost` beside another counter: whoever should have had the message did not get it as it was sent."""
-    run, did = counted(fault, qos, protocol, counters)
-    assert did > 0
-    assert run.faulty().faults == dict.fromkeys(counters, did)
+
+    def check(fault, qos, protocol, *counters):
+        patience = QUICK if "lost" in counters else PATIENT
+        with FaultyBroker(fault, every=40) as broker:
+            run = bench("pub-sub", *SMALL, *patience, "-p", broker.port, "-q", qos, "-V", protocol).faulty()
+        assert broker.did > 0
+        assert run.faults == dict.fromkeys(counters, broker.did)
+
+    cases = [
+        ("lose", 0, 4, "lost"),
+        ("lose", 1, 5, "lost"),
+        ("lose", 2, 4, "lost"),
+        ("double", 0, 5, "doubled"),
+        ("double", 1, 4, "doubled"),
+        ("double", 2, 5, "doubled"),
+        ("again", 2, 4, "doubled"),
+        ("swap", 0, 4, "reordered"),
+        ("swap", 1, 5, "reordered"),
+        ("misroute", 0, 4, "lost", "misrouted"),
+        ("rename", 1, 5, "lost", "misrouted"),
+        ("flip", 0, 4, "lost", "damaged"),
+        ("cut", 1, 5, "lost", "damaged"),
+        ("other-qos", 0, 5, "damaged"),
+        ("other-qos", 1, 4, "damaged"),
+        ("other-retain", 2, 5, "damaged"),
+        ("refuse-message", 1, 5, "lost", "refused"),
+        ("refuse-message", 2, 5, "lost", "refused"),
+    ]
+    together(check, cases)
 
 
-CLOSED = [
-    ("close-subscriber", 4, ""),
-    ("close-publisher", 5, ""),
-    ("rubbish", 4, "not a good packet: first byte 0xf0, 13 bytes"),
-    ("endless", 5, "a packet length of more than four bytes"),
-    ("stranger", 4, "an acknowledgement for 30021, which is not out"),
-    ("wrong-ack", 5, "while Puback is due"),
-    ("goodbye", 5, "DISCONNECT with code 0x83"),
-]
+def test_a_connection_that_ends_is_counted_and_its_reason_told():
+    def check(fault, protocol, why):
+        with FaultyBroker(fault, every=20) as broker:
+            run = bench("pub-sub", *SMALL, *QUICK, "-p", broker.port, "-q", 1, "-V", protocol).faulty()
+        assert broker.did == 1
+        assert run.faults["closed"] == 1
+        [note] = run.report["notes"]
+        assert note.startswith("a connection ended: ")
+        assert why in note
 
-
-def close(fault, protocol, why):
-    with FaultyBroker(fault, every=20) as broker:
-        run = bench("pub-sub", *SMALL, *QUICK, "-p", broker.port, "-q", 1, "-V", protocol).faulty()
-    assert broker.did == 1
-    return run
-
-
-closed = Ahead(close, CLOSED)
-
-
-@pytest.mark.parametrize(("fault", "protocol", "why"), CLOSED)
-def test_a_connection_that_ends_is_counted_and_its_reason_told(fault, protocol, why):
-    run = closed(fault, protocol, why)
-    assert run.faults["closed"] == 1
-    [note] = run.report["notes"]
-    assert note.startswith("a connection ended: ")
-    assert why in note
+    cases = [
+        ("close-subscriber", 4, ""),
+        ("close-publisher", 5, ""),
+        ("rubbish", 4, "not a good packet: first byte 0xf0, 13 bytes"),
+        ("endless", 5, "a packet length of more than four bytes"),
+        ("stranger", 4, "an acknowledgement for 30021, which is not out"),
+        ("wrong-ack", 5, "while Puback is due"),
+        ("goodbye", 5, "DISCONNECT with code 0x83"),
+    ]
+    together(check, cases)
 
 
 @pytest.mark.parametrize(("qos", "protocol"), [(1, 4), (2, 5)])

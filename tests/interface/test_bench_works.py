@@ -4,7 +4,7 @@ import json
 import time
 
 import pytest
-from bench_run import Ahead, bench
+from bench_run import bench, together
 from conftest import start
 from faulty_broker import FaultyBroker
 
@@ -22,14 +22,16 @@ def port():
 # connect
 
 
-@pytest.mark.parametrize("protocol", [4, 5])
-def test_connections(port, protocol):
-    words = ["-n", 50, "--seconds", 0.1, "--subscriptions", 3, "--concurrency", 7]
-    run = bench("connect", "-p", port, "-V", protocol, *words).right()
-    steps = run.report["steps"]
-    names = ["connect up to 10", "subscribe", "connect up to 50", "subscribe", "idle"]
-    assert [(s["name"], s["count"]) for s in steps] == list(zip(names, [10, 30, 40, 120, 50], strict=True))
-    assert steps[2]["latency_us"]["p99"] > 0
+def test_connections(port):
+    def check(protocol):
+        words = ["-n", 50, "--seconds", 0.1, "--subscriptions", 3, "--concurrency", 7]
+        run = bench("connect", "-p", port, "-V", protocol, *words).right()
+        steps = run.report["steps"]
+        names = ["connect up to 10", "subscribe", "connect up to 50", "subscribe", "idle"]
+        assert [(s["name"], s["count"]) for s in steps] == list(zip(names, [10, 30, 40, 120, 50], strict=True))
+        assert steps[2]["latency_us"]["p99"] > 0
+
+    together(check, [(4,), (5,)])
 
 
 def test_connections_at_a_rate(port):
@@ -55,37 +57,32 @@ def test_idle_connections_that_end_are_counted():
 # retained
 
 
-@pytest.mark.parametrize(("qos", "protocol"), [(0, 4), (1, 5), (2, 4)])
-def test_retained_messages(port, qos, protocol):
-    run = bench("retained", "-p", port, "-q", qos, "-V", protocol, "-n", 150, "--size", 100).right()
-    assert {name: step["count"] for name, step in run.steps.items()} == {"store": 150, "scan": 150, "clear": 150}
+def test_retained_messages(port):
+    def check(qos, protocol):
+        run = bench("retained", "-p", port, "-q", qos, "-V", protocol, "-n", 150, "--size", 100).right()
+        assert {name: step["count"] for name, step in run.steps.items()} == {"store": 150, "scan": 150, "clear": 150}
+
+    together(check, [(0, 4), (1, 5), (2, 4)])
 
 
-RETAINED = [
-    ("lose", ("lost",)),
-    ("double", ("doubled",)),
-    ("flip", ("lost", "damaged")),
-    ("rename", ("lost", "misrouted")),
-    ("other-retain", ("damaged",)),
-    ("other-qos", ("damaged",)),
-]
+def test_faults_of_retained_messages():
+    def check(fault, *counters):
+        with FaultyBroker(fault, every=30) as broker:
+            patience = QUICK if "lost" in counters else PATIENT
+            run = bench("retained", "-p", broker.port, "-q", 1, "-n", 100, *patience).faulty()
+        assert broker.did == 3
+        assert broker.retained == {}
+        assert run.faults == dict.fromkeys(counters, 3)
 
-
-def retain(fault, counters):
-    with FaultyBroker(fault, every=30) as broker:
-        patience = QUICK if "lost" in counters else PATIENT
-        run = bench("retained", "-p", broker.port, "-q", 1, "-n", 100, *patience).faulty()
-    assert broker.did == 3
-    assert broker.retained == {}
-    return run
-
-
-retained = Ahead(retain, RETAINED)
-
-
-@pytest.mark.parametrize(("fault", "counters"), RETAINED)
-def test_faults_of_retained_messages(fault, counters):
-    assert retained(fault, counters).faults == dict.fromkeys(counters, 3)
+    cases = [
+        ("lose", "lost"),
+        ("double", "doubled"),
+        ("flip", "lost", "damaged"),
+        ("rename", "lost", "misrouted"),
+        ("other-retain", "damaged"),
+        ("other-qos", "damaged"),
+    ]
+    together(check, cases)
 
 
 def test_a_scan_that_is_refused():
@@ -103,11 +100,14 @@ def test_retained_messages_are_taken_away_again():
 # subscriptions
 
 
-@pytest.mark.parametrize(("qos", "protocol"), [(0, 5), (1, 4), (2, 5)])
-def test_subscriptions(port, qos, protocol):
-    words = ["-n", 300, "--step", 50, "--step", 100, "--step", 50, "--step", 0, "--step", 999, "--messages", 400]
-    run = bench("subscriptions", "-p", port, "-q", qos, "-V", protocol, *words).right()
-    assert {name: step["count"] for name, step in run.steps.items()} == {
+def test_subscriptions(port):
+    def check(qos, protocol):
+        words = ["-n", 300, "--step", 50, "--step", 100, "--step", 50, "--step", 0, "--step", 999, "--messages", 400]
+        own = ["--filter", f"{qos}/+/x%i/#"]
+        run = bench("subscriptions", "-p", port, "-q", qos, "-V", protocol, *own, *words).right()
+        assert {name: step["count"] for name, step in run.steps.items()} == expected
+
+    expected = {
         "subscribe up to 50": 50,
         "publish at 50": 400,
         "subscribe up to 100": 50,
@@ -115,32 +115,27 @@ def test_subscriptions(port, qos, protocol):
         "subscribe up to 300": 200,
         "publish at 300": 400,
     }
+    together(check, [(0, 5), (1, 4), (2, 5)])
 
 
-@pytest.mark.parametrize("text", ["x/%i", "+/%i/+", "%i/#", "deep/a/b/c/%i/+/d/#"])
-def test_filters_of_many_shapes(port, text):
-    words = ["--filter", text, "-n", 20, "--messages", 45, "--published", 7]
-    run = bench("subscriptions", "-p", port, "-q", 1, *words).right()
-    assert run.steps["publish at 20"]["count"] == 45
+def test_filters_of_many_shapes(port):
+    def check(text):
+        words = ["--filter", text, "-n", 20, "--messages", 45, "--published", 7]
+        run = bench("subscriptions", "-p", port, "-q", 1, *words).right()
+        assert run.steps["publish at 20"]["count"] == 45
+
+    together(check, [("x/%i",), ("+/a%i/+",), ("b%i/#",), ("deep/a/b/c/%i/+/d/#",)])
 
 
-GROWING = [("lose", ("lost",)), ("double", ("doubled",)), ("refuse-message", ("lost", "refused"))]
+def test_faults_while_subscriptions_grow():
+    def check(fault, *counters):
+        with FaultyBroker(fault, every=30) as broker:
+            words = ["-n", 10, "--messages", 100, "--window", 50, *(QUICK if "lost" in counters else PATIENT)]
+            run = bench("subscriptions", "-p", broker.port, "-q", 1, "-V", 5, *words).faulty()
+        assert broker.did == 3
+        assert run.faults == dict.fromkeys(counters, 3)
 
-
-def grow(fault, counters):
-    with FaultyBroker(fault, every=30) as broker:
-        words = ["-n", 10, "--messages", 100, "--window", 50, *(QUICK if "lost" in counters else PATIENT)]
-        run = bench("subscriptions", "-p", broker.port, "-q", 1, "-V", 5, *words).faulty()
-    assert broker.did == 3
-    return run
-
-
-grown = Ahead(grow, GROWING)
-
-
-@pytest.mark.parametrize(("fault", "counters"), GROWING)
-def test_faults_while_subscriptions_grow(fault, counters):
-    assert grown(fault, counters).faults == dict.fromkeys(counters, 3)
+    together(check, [("lose", "lost"), ("double", "doubled"), ("refuse-message", "lost", "refused")])
 
 
 def test_refused_filters_are_counted():
@@ -222,79 +217,58 @@ def test_what_was_not_acknowledged_may_come_or_not(tmp_path):
             ]
 
 
-AWAY = [
-    ("lose", ("lost",)),
-    ("double", ("doubled",)),
-    ("flip", ("lost", "damaged")),
-    ("again", ("doubled",)),
-    ("forget-session", ("lost", "sessions")),
-    ("disorder", ()),
-]
+def test_faults_of_sessions_that_are_away():
+    def check(fault, *counters):
+        every = {"forget-session": 5, "disorder": 7}.get(fault, 30)
+        with FaultyBroker(fault, every) as broker:
+            patience = QUICK if "lost" in counters else PATIENT
+            run = bench("offline", "-p", broker.port, "-q", 2, "-n", 20, "--messages", 100, *patience)
+        assert broker.did > 0
+        expected = dict.fromkeys(counters, broker.did)
+        if fault == "forget-session":
+            expected["lost"] = broker.did * 5
+        assert run.faults == expected
+        # its PUBREC, and its PUBCOMP: the PUBREL follows the PUBREC [MQTT-4.3.3-4]
+        assert run.report["acks_out_of_order"] == (broker.did * 2 if fault == "disorder" else 0)
 
-
-def be_away(fault, counters):
-    every = {"forget-session": 5, "disorder": 7}.get(fault, 30)
-    with FaultyBroker(fault, every) as broker:
-        patience = QUICK if "lost" in counters else PATIENT
-        return bench("offline", "-p", broker.port, "-q", 2, "-n", 20, "--messages", 100, *patience), broker.did
-
-
-away = Ahead(be_away, AWAY)
-
-
-@pytest.mark.parametrize(("fault", "counters"), AWAY)
-def test_faults_of_sessions_that_are_away(fault, counters):
-    run, did = away(fault, counters)
-    assert did > 0
-    expected = dict.fromkeys(counters, did)
-    if fault == "forget-session":
-        expected["lost"] = did * 5
-    assert run.faults == expected
-    # its PUBREC, and its PUBCOMP: the PUBREL follows the PUBREC [MQTT-4.3.3-4]
-    assert run.report["acks_out_of_order"] == (did * 2 if fault == "disorder" else 0)
+    cases = [
+        ("lose", "lost"),
+        ("double", "doubled"),
+        ("flip", "lost", "damaged"),
+        ("again", "doubled"),
+        ("forget-session", "lost", "sessions"),
+        ("disorder",),
+    ]
+    together(check, cases)
 
 
 # soak
 
 
-SOAKS = [
-    ("", 1, 4),
-    ("", 1, 5),
-    ("", 2, 4),
-    ("", 2, 5),
-    ("lose", 1, 5),
-    ("lose", 2, 4),
-    ("double", 1, 4),
-    ("double", 2, 5),
-    ("forget-session", 1, 4),
-]
+def test_a_soak_and_its_faults():
+    def check(fault, qos, protocol):
+        with FaultyBroker(fault, every=1 if fault == "forget-session" else 50) as broker:
+            patience = QUICK if fault in ("lose", "forget-session") else PATIENT
+            words = ["--publishers", 4, "--subscribers", 4, "--rate", 400, "--seconds", 1, *patience]
+            run = bench("soak", "-p", broker.port, "-q", qos, "-V", protocol, *words)
+        assert len(run.report["steps"]) == 10
+        assert sum(step["count"] for step in run.report["steps"]) > 50
+        assert (broker.did > 0) == (fault != "")
+        if fault == "forget-session":
+            assert run.faults["sessions"] == broker.did
+        else:
+            expected = {"": {}, "lose": {"lost": broker.did}, "double": {"doubled": broker.did}}
+            assert run.faults == expected[fault]
+
+    honest = [("", 1, 4), ("", 1, 5), ("", 2, 4), ("", 2, 5)]
+    faulty = [("lose", 1, 5), ("lose", 2, 4), ("double", 1, 4), ("double", 2, 5), ("forget-session", 1, 4)]
+    together(check, honest + faulty)
 
 
-def soak(fault, qos, protocol):
-    every = 1 if fault == "forget-session" else 50
-    with FaultyBroker(fault, every) as broker:
-        patience = QUICK if fault in ("lose", "forget-session") else PATIENT
-        words = ["--publishers", 4, "--subscribers", 4, "--rate", 400, "--seconds", 1, *patience]
-        return bench("soak", "-p", broker.port, "-q", qos, "-V", protocol, *words), broker.did
+def test_a_soak_of_this_broker(port):
+    def check(qos, protocol):
+        words = ["--publishers", 5, "--subscribers", 6, "--rate", 2000, "--seconds", 1.5]
+        run = bench("soak", "-p", port, "-q", qos, "-V", protocol, *words).right()
+        assert sum(step["count"] for step in run.report["steps"]) > 500
 
-
-soaked = Ahead(soak, SOAKS)
-
-
-@pytest.mark.parametrize(("fault", "qos", "protocol"), SOAKS)
-def test_a_soak_and_its_faults(fault, qos, protocol):
-    run, did = soaked(fault, qos, protocol)
-    assert len(run.report["steps"]) == 10
-    assert sum(step["count"] for step in run.report["steps"]) > 50
-    assert (did > 0) == (fault != "")
-    if fault == "forget-session":
-        assert run.faults["sessions"] == did
-    else:
-        assert run.faults == {"": {}, "lose": {"lost": did}, "double": {"doubled": did}}[fault]
-
-
-@pytest.mark.parametrize(("qos", "protocol"), [(1, 5), (2, 4)])
-def test_a_soak_of_this_broker(port, qos, protocol):
-    words = ["--publishers", 5, "--subscribers", 6, "--rate", 2000, "--seconds", 1.5]
-    run = bench("soak", "-p", port, "-q", qos, "-V", protocol, *words).right()
-    assert sum(step["count"] for step in run.report["steps"]) > 500
+    together(check, [(1, 5), (2, 4)])

@@ -97,6 +97,8 @@ pub struct Inbox<'a> {
     pub returns: bool,
     /// Connections end because the load ends.
     pub ending: bool,
+    /// Connections that the server accepted.
+    pub ready: u64,
 }
 
 impl<'a> Inbox<'a> {
@@ -129,6 +131,7 @@ impl<'a> Inbox<'a> {
             retained: false,
             returns: false,
             ending: false,
+            ready: 0,
         })
     }
 
@@ -167,6 +170,7 @@ impl<'a> Inbox<'a> {
     /// Takes what has happened to a client.
     pub fn on(&mut self, id: Id, now_ns: u64, event: Event<'_>) {
         let role = self.roles.get(id).copied().flatten();
+        self.ready += u64::from(matches!(event, Event::Ready { .. }));
         match (event, role) {
             (Event::Message(m), Some(Role::Subscriber(number))) => self.message(number, now_ns, m),
             (Event::Message(_), _) => self.faults.misrouted += 1,

@@ -217,12 +217,19 @@ impl Offline<'_> {
         shared.phase(&format!("drain from {}", numbers.start), 0);
         let expected = |n: usize| shared.flows.get(n).map_or(0, |f| f.sent.load(Ordering::Relaxed));
         let wanted = inbox.delivered + numbers.clone().map(expected).sum::<u64>();
+        let patience = Duration::from_secs_f64(plan.patience_s);
         let mut ids = Vec::new();
+        let before = inbox.ready + inbox.faults.closed;
+        let all_there = |i: &Inbox<'_>, ids: usize| i.ready + i.faults.closed >= before + ids as u64;
         for number in numbers {
+            if ids.len().is_multiple_of(plan.concurrency) {
+                listen(d, inbox, shared, patience, &|i| all_there(i, ids.len()))?;
+            }
             let id = d.add(hello(plan, "o", number)).map_err(|e| format!("session {number} cannot connect: {e}"))?;
             inbox.add_subscriber(id, Subscriber::new(std::iter::once(number)));
             ids.push(id);
         }
+        listen(d, inbox, shared, patience, &|i| all_there(i, ids.len()))?;
         loop {
             let seen = inbox.delivered;
             let patience = Duration::from_secs_f64(if seen >= wanted { 1.0 } else { plan.patience_s });
