@@ -44,7 +44,7 @@ pub struct Step {
     /// From the instant when a message was due until it was received.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latency_us: Option<Spread>,
-    /// From the instant when a message was due until it was acknowledged or, at a schedule, sent.
+    /// How late messages of a schedule were sent that no window held back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub late_us: Option<Spread>,
     #[serde(skip_serializing_if = "Option::is_none")]

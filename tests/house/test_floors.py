@@ -11,7 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PYTHON = sorted((ROOT / "src" / "roostmq").rglob("*.py"))
-RUST = sorted(path for crate in ("engine", "load", "binding", "bench/null") for path in (ROOT / crate / "src").rglob("*.rs"))
+RUST = sorted(
+    path for crate in ("engine", "load", "binding", "bench/null") for path in (ROOT / crate / "src").rglob("*.rs")
+)
 
 PYTHON_FLOORS = [
     {"errors", "model", "__init__"},

@@ -7,10 +7,12 @@ import contextlib
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import trustme
@@ -331,6 +333,21 @@ def test_progress_is_for_terminals():
         assert lines[-1] == ""
         seen, _ = on_a_terminal(*words, "--quiet")
         assert seen == ""
+
+
+def test_the_format_of_plan_and_report_is_written_down(port):
+    """docs/formats/bench.md has every field that `--json` prints, and every option."""
+    text = (Path(__file__).parents[2] / "docs" / "formats" / "bench.md").read_text()
+    words = ["pub-sub", "-p", port, "--rate", 500, "--pid", os.getpid(), *QUICK]
+    report = bench(*words).right().report
+    step = report["steps"][0]
+    places = [report, report["faults"], step, step["latency_us"], step["broker"]]
+    missing = {name for place in places for name in place if f"`{name}`" not in text}
+    for work in ("pub-sub", "connect", "retained", "subscriptions", "offline", "soak"):
+        shown = subprocess.run([*ROOST, work, "--help"], capture_output=True, text=True, timeout=TIMEOUT_S).stdout
+        options = set(re.findall(r"--([a-z-]+)", shown)) - {"help", "json", "quiet"}
+        missing |= {o for o in options if f"`--{o}`" not in text and f"`{o.replace('-', '_')}`" not in text}
+    assert missing == set()
 
 
 # the end before the end
