@@ -35,6 +35,8 @@ pub struct Client {
     /// The socket takes no more for now.
     pub stuck: bool,
     pub receive_maximum: u16,
+    /// The server may ask for another than the client did.
+    pub keep_alive_s: u16,
     window: Window,
     /// QoS 2: identifiers that were received and not released.
     held: Option<Box<Held>>,
@@ -73,6 +75,7 @@ impl Client {
     pub fn new(hello: Hello) -> Self {
         let out = hello.packet();
         Self {
+            keep_alive_s: hello.keep_alive_s,
             hello,
             out,
             out_at: 0,
@@ -161,8 +164,10 @@ impl Client {
                 }
             }
             Packet::Connack { code, .. } if *code != 0 => return Err(format!("CONNACK with code {code:#04x}")),
-            Packet::Connack { present, receive_maximum, .. } => {
+            Packet::Connack { present, receive_maximum, keep_alive_s, .. } => {
                 (self.ready, self.receive_maximum) = (true, *receive_maximum);
+                // [MQTT-3.1.2-21]
+                self.keep_alive_s = keep_alive_s.unwrap_or(self.hello.keep_alive_s);
                 tell(Event::Ready { present: *present });
             }
             Packet::Suback { id, codes } => {
@@ -343,7 +348,7 @@ mod tests {
     #[test]
     fn answers_that_nobody_asked_for_are_errors() {
         let mut c = Client::new(Hello::default());
-        let connack = Packet::Connack { present: false, code: 0, receive_maximum: 9 };
+        let connack = Packet::Connack { present: false, code: 0, receive_maximum: 9, keep_alive_s: None };
         assert!(c.take(&Packet::Pong, |_| ()).is_err(), "before the CONNACK");
         assert_eq!((c.take(&connack, |_| ()), c.take(&connack, |_| ()).is_err()), (Ok(()), true));
         let suback = |codes| Packet::Suback { id: 7, codes };

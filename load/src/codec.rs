@@ -8,6 +8,7 @@ pub enum Packet<'a> {
         present: bool,
         code: u8,
         receive_maximum: u16,
+        keep_alive_s: Option<u16>,
     },
     Publish(Publish<'a>),
     /// PUBACK, PUBREC, PUBREL or PUBCOMP by their type (4 to 7).
@@ -83,14 +84,16 @@ pub fn decode(first: u8, body: &[u8], v5: bool) -> Result<Packet<'_>, String> {
 
 fn connack<'a>(r: &mut Reader<'a>, v5: bool) -> Option<Packet<'a>> {
     let (flags, code) = (r.u8()?, r.u8()?);
-    let mut receive_maximum = u16::MAX;
+    let (mut receive_maximum, mut keep_alive_s) = (u16::MAX, None);
     if v5 && !r.0.is_empty() {
         let mut properties = Reader(r.properties()?);
         while let Some(name) = properties.u8() {
             match name {
-                0x21 => receive_maximum = properties.u16()?,
+                // 0 is an error [3.2.2.3.3]
+                0x21 => receive_maximum = properties.u16().filter(|n| *n > 0)?,
+                0x13 => keep_alive_s = Some(properties.u16()?),
                 0x11 | 0x27 => properties.take(4).map(|_| ())?,
-                0x22 | 0x13 => properties.take(2).map(|_| ())?,
+                0x22 => properties.take(2).map(|_| ())?,
                 0x24 | 0x25 | 0x28 | 0x29 | 0x2a => properties.take(1).map(|_| ())?,
                 0x12 | 0x1f | 0x1a | 0x1c | 0x15 | 0x16 => properties.text().map(|_| ())?,
                 0x26 => properties.text().and_then(|_| properties.text()).map(|_| ())?,
@@ -98,7 +101,7 @@ fn connack<'a>(r: &mut Reader<'a>, v5: bool) -> Option<Packet<'a>> {
             }
         }
     }
-    Some(Packet::Connack { present: flags & 1 == 1, code, receive_maximum })
+    Some(Packet::Connack { present: flags & 1 == 1, code, receive_maximum, keep_alive_s })
 }
 
 fn publish<'a>(first: u8, r: &mut Reader<'a>, v5: bool) -> Option<Packet<'a>> {
@@ -279,12 +282,13 @@ mod tests {
     }
 
     #[test]
-    fn a_connack_tells_its_receive_maximum() {
+    fn a_connack_tells_its_receive_maximum_and_keep_alive() {
         let body = [1, 0, 11, 0x21, 0, 20, 0x12, 0, 2, b'a', b'b', 0x2a, 1, 0x25];
         assert!(decode(0x20, &body, true).is_err(), "the last property is cut off");
-        let body = [1, 0, 10, 0x21, 0, 20, 0x12, 0, 2, b'a', b'b', 0x2a, 1];
-        let wanted = Packet::Connack { present: true, code: 0, receive_maximum: 20 };
+        let body = [1, 0, 13, 0x21, 0, 20, 0x12, 0, 2, b'a', b'b', 0x2a, 1, 0x13, 0, 9];
+        let wanted = Packet::Connack { present: true, code: 0, receive_maximum: 20, keep_alive_s: Some(9) };
         assert_eq!(decode(0x20, &body, true), Ok(wanted));
+        assert!(decode(0x20, &[0, 0, 3, 0x21, 0, 0], true).is_err(), "none at all");
     }
 
     #[test]

@@ -17,8 +17,8 @@ use crate::stream::{Connector, Stream};
 const READ_BYTES: usize = 256 << 10;
 /// What is gathered for one client before it is written within a turn.
 const OUT_BYTES: usize = 128 << 10;
-/// Half of the keep-alive that clients ask for.
-const PING_NS: u64 = 30_000_000_000;
+/// How often clients are asked whether they should ping.
+const PING_NS: u64 = 250_000_000;
 /// Keep-alive of every client, seconds.
 pub const KEEP_ALIVE_S: u16 = 60;
 
@@ -235,7 +235,10 @@ impl Driver {
             let Some(slot) = self.slots.get_mut(id) else { continue };
             slot.client.dirty = false;
             if let Err(e) = slot.write(now_ns) {
-                slot.gone(&e.to_string(), &mut |event| tell(id, now_ns, event));
+                // what the server said before it closed tells more
+                let said = slot.read(&mut self.buffer, &mut |event| tell(id, now_ns, event));
+                let why = said.err().unwrap_or_else(|| e.to_string());
+                slot.gone(&why, &mut |event| tell(id, now_ns, event));
             }
         }
         // nothing was added meanwhile: the allocation goes on
@@ -244,12 +247,13 @@ impl Driver {
 
     fn ping(&mut self) {
         let now_ns = self.now_ns();
-        if now_ns < self.pinged_ns + PING_NS / 30 {
+        if now_ns < self.pinged_ns + PING_NS {
             return;
         }
         self.pinged_ns = now_ns;
         for (id, slot) in &mut self.slots {
-            if slot.client.ready && slot.wrote_ns + PING_NS < now_ns {
+            let half_ns = u64::from(slot.client.keep_alive_s) * 500_000_000;
+            if slot.client.ready && half_ns > 0 && slot.wrote_ns + half_ns < now_ns {
                 slot.client.out.extend_from_slice(&[0xc0, 0]);
                 slot.soil(id, &mut self.dirty);
             }

@@ -15,6 +15,7 @@ use tungstenite::client::IntoClientRequest;
 use tungstenite::handshake::client::ClientHandshake;
 use tungstenite::handshake::{HandshakeError, MidHandshake};
 use tungstenite::http::HeaderValue;
+use tungstenite::protocol::WebSocketConfig;
 use tungstenite::{Message, WebSocket};
 
 use crate::plan::Plan;
@@ -30,6 +31,9 @@ const PORTS_TRIED: usize = 5_000;
 fn taken(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
 }
+
+/// At most so much in one WebSocket frame: a packet may be spread over several [MQTT-6.0.0-2].
+const FRAME_BYTES: usize = 256 << 10;
 
 /// Opens connections as the plan says.
 pub struct Connector {
@@ -109,9 +113,14 @@ impl Connector {
         let Some(url) = &self.url else { return Ok(Stream::Bytes(secured)) };
         let mut request = url.into_client_request().map_err(io::Error::other)?;
         request.headers_mut().insert("Sec-WebSocket-Protocol", HeaderValue::from_static("mqtt"));
-        let started = ClientHandshake::start(secured, request, None).map_err(io::Error::other)?;
+        let started = ClientHandshake::start(secured, request, Some(unbounded())).map_err(io::Error::other)?;
         Ok(Stream::Shaking(Some(Box::new(started))))
     }
+}
+
+/// A server may send frames of any size: MQTT bounds its packets itself.
+fn unbounded() -> WebSocketConfig {
+    WebSocketConfig::default().max_message_size(None).max_frame_size(None)
 }
 
 fn url(plan: &Plan) -> String {
@@ -217,11 +226,12 @@ impl Stream {
             Self::Bytes(secured) => secured.write_all(out, at),
             Self::Shaking(_) => return Ok(false),
             Self::WebSocket(socket) => {
-                let left = out.get(*at..).unwrap_or_default();
                 let mut done = Ok(());
-                if !left.is_empty() {
-                    done = socket.write(Message::binary(left.to_vec()));
-                    *at = out.len();
+                while let Some(left) = out.get(*at..).filter(|left| !left.is_empty() && done.is_ok()) {
+                    let (frame, _) = left.split_at(left.len().min(FRAME_BYTES));
+                    done = socket.write(Message::binary(frame.to_vec()));
+                    // what the socket does not take now, the frame's buffer keeps
+                    *at += frame.len();
                 }
                 done.and_then(|()| socket.flush()).map_err(of_websocket)
             }

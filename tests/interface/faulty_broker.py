@@ -140,6 +140,7 @@ class Link(asyncio.Protocol):
             elif first >> 4 in (4, 5, 7):
                 self.acknowledged(first >> 4, struct.unpack(">H", body[:2])[0])
             elif first >> 4 == 12:
+                self.broker.pings += 1
                 self.write(0xD0, b"")
             else:
                 self.leave()
@@ -194,6 +195,7 @@ class Link(asyncio.Protocol):
         present, self.session = b.enter(name, clean, bool(expiry) if self.version == 5 else not clean)
         self.session.link = self
         values = b"\x21" + struct.pack(">H", b.receive_maximum) if b.receive_maximum else b""
+        values += b"\x13" + struct.pack(">H", b.keep_alive_s) if b.keep_alive_s else b""
         answer = bytes([present, 0]) + (varint(len(values)) + values if self.version == 5 else b"")
         self.write(0x20, answer, times=2 if b.turn("second-connack") else 1)
         self.session.resume()
@@ -301,9 +303,12 @@ class Link(asyncio.Protocol):
 class FaultyBroker:
     """Listens on a port of its own from `with` to its end."""
 
-    def __init__(self, fault: str = "", every: int = 10, receive_maximum: int = 0, ack_delay_s: float = 0) -> None:
+    def __init__(
+        self, fault: str = "", every: int = 10, receive_maximum: int = 0, ack_delay_s: float = 0, keep_alive_s: int = 0
+    ) -> None:
         assert fault in FAULTS
         self.fault, self.every, self.receive_maximum, self.ack_delay_s = fault, every, receive_maximum, ack_delay_s
+        self.keep_alive_s, self.pings = keep_alive_s, 0
         self.did = self.seen = self.routed = self.most_under_way = self.turns = 0
         self.sessions: dict[str, Session] = {}
         self.plain: dict[str, dict[str, int]] = {}

@@ -25,7 +25,7 @@ from roostmq.engine import hash_password
 QUICK = ["--seconds", 0.2, "--warmup", 0, "--patience", 20]
 LISTENERS = """
 [limits]
-packet_bytes_max = 2000000
+packet_bytes_max = 20000000
 receive_maximum = 5
 [listeners.plain]
 port = 0
@@ -198,6 +198,13 @@ def test_transports(everywhere):
         ("mqtt", 1, "--username", "ann", "--password", "sesame"),
     ]
     together(check, cases)
+
+
+def test_packets_larger_than_a_frame(everywhere):
+    """[MQTT-6.0.0-2]: a packet may be spread over WebSocket frames, and frames have no bound of their own."""
+    words = ["--websocket", "--size", 17_000_000, "--window", 1, "--publishers", 1, "--subscribers", 1, "-q", 1]
+    run = bench("pub-sub", "-p", everywhere.address("ws")[1], *words, "--seconds", 0.5, "--warmup", 0).right()
+    assert run.steps["traffic"]["sent"] > 0
 
 
 def test_the_source_address_is_chosen():

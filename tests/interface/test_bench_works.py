@@ -46,6 +46,13 @@ def test_one_connection_is_enough(port):
     assert run.steps["connect up to 1"]["count"] == 1
 
 
+def test_the_keep_alive_is_the_one_of_the_broker():
+    """[MQTT-3.1.2-21]: it may ask for another than the client."""
+    with FaultyBroker(keep_alive_s=1) as broker:
+        bench("connect", "-p", broker.port, "-V", 5, "-n", 4, "--seconds", 1).right()
+        assert broker.pings >= 4
+
+
 def test_idle_connections_that_end_are_counted():
     with FaultyBroker() as broker:
         broker.later_threadsafe(0.9, broker.drop_all)
