@@ -11,7 +11,7 @@ from faulty_broker import FaultyBroker
 SMALL = ["--publishers", 4, "--subscribers", 4, "--seconds", 0.15, "--warmup", 0]
 PATIENT = ["--patience", 20]
 """Nothing is missing at the end: nothing is waited for."""
-QUICK = ["--patience", 1]
+QUICK = ["--patience", 2]
 
 
 @pytest.mark.parametrize("protocol", [4, 5])

@@ -9,7 +9,7 @@ from conftest import start
 from faulty_broker import FaultyBroker
 
 PATIENT = ["--patience", 20]
-QUICK = ["--patience", 1]
+QUICK = ["--patience", 2]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_connections(port):
 def test_connections_at_a_rate(port):
     """Slower than the patience: nobody is waited for meanwhile."""
     begun = time.monotonic()
-    bench("connect", "-p", port, "-n", 3, "--rate", 2, "--patience", 0.4, "--seconds", 0).right()
+    bench("connect", "-p", port, "-n", 3, "--rate", 0.7, "--patience", 1.2, "--seconds", 0).right()
     assert time.monotonic() - begun > 1
 
 
