@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
+use std::time::Duration;
 
 use mio::net::TcpStream;
 use rustls::client::Resumption;
@@ -35,6 +36,9 @@ fn taken(error: &io::Error) -> bool {
 /// At most so much in one WebSocket frame: a packet may be spread over several [MQTT-6.0.0-2].
 const FRAME_BYTES: usize = 256 << 10;
 
+/// How long each of several addresses is tried.
+const CHOOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Opens connections as the plan says.
 pub struct Connector {
     address: SocketAddr,
@@ -52,8 +56,8 @@ impl Connector {
     /// The text names the option or file.
     pub fn new(plan: &Plan) -> Result<Self, String> {
         let place = (plan.host.as_str(), plan.port);
-        let found = place.to_socket_addrs().map_err(|e| format!("{}: {e}", plan.host))?.next();
-        let address = found.ok_or_else(|| format!("{}: has no address", plan.host))?;
+        let found = place.to_socket_addrs().map_err(|e| format!("{}: {e}", plan.host))?;
+        let address = choose(&found.collect::<Vec<_>>()).ok_or_else(|| format!("{}: has no address", plan.host))?;
         let sources = plan.sources.iter().map(|s| s.parse().map_err(|_| format!("--source: `{s}` is not an address")));
         Ok(Self {
             address,
@@ -121,6 +125,16 @@ impl Connector {
 /// A server may send frames of any size: MQTT bounds its packets itself.
 fn unbounded() -> WebSocketConfig {
     WebSocketConfig::default().max_message_size(None).max_frame_size(None)
+}
+
+/// The first of several addresses where somebody listens: a name often has two, and a broker is at one of them.
+fn choose(found: &[SocketAddr]) -> Option<SocketAddr> {
+    let listens = |a: &&SocketAddr| std::net::TcpStream::connect_timeout(a, CHOOSE_TIMEOUT).is_ok();
+    match found {
+        [] | [_] => found.first(),
+        several => several.iter().find(listens).or(several.first()),
+    }
+    .copied()
 }
 
 fn url(plan: &Plan) -> String {
@@ -294,5 +308,23 @@ impl Write for Secured {
             Self::Tcp(_) => Ok(()),
             Self::Tls(tls) => tls.flush(),
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn of_several_addresses_the_one_that_listens() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let here = listener.local_addr().unwrap();
+        let nowhere: SocketAddr = "127.0.0.1:1".parse().unwrap();
+        assert_eq!(choose(&[nowhere, here]), Some(here));
+        assert_eq!(choose(&[nowhere, nowhere]), Some(nowhere));
+        assert_eq!((choose(&[nowhere]), choose(&[])), (Some(nowhere), None));
     }
 }

@@ -20,7 +20,8 @@ from bench_run import ROOST, TIMEOUT_S, Run, bench, together
 from conftest import start
 from faulty_broker import FaultyBroker
 
-from roostmq.engine import hash_password
+from roostmq.engine import Load, hash_password
+from roostmq.errors import EngineError
 
 QUICK = ["--seconds", 0.2, "--warmup", 0, "--patience", 20]
 LISTENERS = """
@@ -355,6 +356,37 @@ def test_the_format_of_plan_and_report_is_written_down(port):
         options = set(re.findall(r"--([a-z-]+)", shown)) - {"help", "json", "quiet"}
         missing |= {o for o in options if f"`--{o}`" not in text and f"`{o.replace('-', '_')}`" not in text}
     assert missing == set()
+
+
+# without the command
+
+
+def test_a_report_that_is_there_can_be_taken_again(port):
+    """A Ctrl-C while it is handed over loses nothing."""
+    load = Load({"work": "connect", "port": port, "count": 2, "seconds": 0})
+    assert load.report(0) is None
+    first = load.report(20)
+    assert first is not None and first["ok"]
+    assert load.report(0) == first
+    failed = Load({"work": "connect", "port": 1})
+    for _ in range(2):
+        with pytest.raises(EngineError, match="Connection refused"):
+            failed.report(20)
+
+
+def test_a_plan_that_is_not_one():
+    for plan, text in (({"speed": 1}, "unknown field `speed`"), ({"work": "fly"}, "unknown variant `fly`")):
+        with pytest.raises(EngineError, match=text):
+            Load(plan)
+
+
+def test_a_load_that_nobody_wants_any_more_ends():
+    with FaultyBroker() as broker:
+        load = Load({"port": broker.port, "seconds": 1000})
+        while not load.progress()["delivered"]:
+            time.sleep(0.02)
+        del load
+        assert broker.routed > 0
 
 
 # the end before the end
