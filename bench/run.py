@@ -46,9 +46,9 @@ class Run:
     missed: list[str] = field(default_factory=list)
     ours: dict[str, float] = field(default_factory=dict)
 
-    def options(self, work: works.Work) -> tuple[object, ...]:
-        """A work's options, made short in a smoke."""
-        options = list(work.options)
+    def options(self, work: works.Work, rate: float | None) -> tuple[object, ...]:
+        """A work's options, made short in a smoke; a rate that it gets from another goes to its end."""
+        options = [*work.options, *([] if rate is None else [rate])]
         if work.work == "pub-sub":
             options += ["--seconds", self.seconds, "--warmup", min(0.5, self.seconds)]
         if self.smoke:
@@ -68,21 +68,25 @@ def rounds_of(run: Run, rows: tuple[works.Work, ...]) -> dict[str, Values]:
                 if peer is None or not row.can(peer):
                     continue
                 what = (key, row.work, row.options)
+                saturated = done.get((key, "pub-sub", works.SATURATED))
+                if row.half and saturated is None:
+                    continue
                 if what not in done:
                     print(f"  round {number + 1}: {row.name}: {peer.name}", file=sys.stderr)
-                    done[what] = one(run, row, peer)
+                    rate = saturated["steps"][0]["per_second"] / 2 if row.half and saturated else None
+                    done[what] = one(run, row, peer, rate)
                 report = done[what]
                 if report is not None:
                     found[row.name][key].append(row.figure(report))
     return found
 
 
-def one(run: Run, row: works.Work, peer: Peer) -> works.Report | None:
+def one(run: Run, row: works.Work, peer: Peer, rate: float | None) -> works.Report | None:
     """One load of one broker. Ours must be without fault; a peer that fails is left out of the row."""
     tls = run.tls if row.secured else None
     try:
         with running(peer, tls=tls, durable=row.durable and peer.key == "roost") as broker:
-            return works.load(broker, row.work, *run.options(row), tls=tls)
+            return works.load(broker, row.work, *run.options(row, rate), tls=tls)
     except (works.Faulty, BrokerFailed) as why:
         if peer.key == "roost":
             raise SystemExit(f"{row.name}: {why}") from None

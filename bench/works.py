@@ -60,6 +60,8 @@ class Work:
     peers: tuple[str, ...] = ALL
     qos2: bool = False
     secured: bool = False
+    half: bool = False
+    """On a schedule of half the rate that this broker has reached with SATURATED."""
     durable: bool = False
     """Ours keeps it on disk; peers that keep less are measured as they are fastest."""
 
@@ -114,6 +116,8 @@ def pairs(count: int, qos: int, size: int, window: int) -> tuple[object, ...]:
 
 
 OPEN = (*pairs(50, 1, 64, 20), "--rate", 20_000)
+
+SATURATED = pairs(50, 1, 64, 20)
 
 TRAFFIC = (
     Work(
@@ -172,6 +176,14 @@ TRAFFIC = (
         OPEN,
         latency("p99"),
         (at_most_of(1.5, "null"), at_most_of(1.0, "mosquitto-current"), at_most_of(1.0, "mosquitto")),
+    ),
+    Work(
+        "half of its own QoS 1 saturation, open loop: p99",
+        "us",
+        (*SATURATED, "--rate"),
+        latency("p99"),
+        (at_most_of(1.0, "mosquitto-current"), at_most_of(1.0, "mosquitto")),
+        half=True,
     ),
 )
 
