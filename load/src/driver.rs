@@ -218,7 +218,8 @@ impl Driver {
             slot.soil(id, &mut self.dirty);
         }
         if done.is_ok() && event.is_readable() {
-            done = slot.read(&mut self.buffer, &mut |event| tell(id, now_ns, event));
+            let ended = event.is_read_closed();
+            done = slot.read(&mut self.buffer, ended, &mut |event| tell(id, now_ns, event));
             if !slot.client.out.is_empty() {
                 slot.soil(id, &mut self.dirty);
             }
@@ -291,7 +292,8 @@ impl Slot {
         Ok(())
     }
 
-    fn read(&mut self, buffer: &mut Vec<u8>, tell: &mut impl FnMut(Event<'_>)) -> Result<(), String> {
+    /// Takes what has come; `ended` if the end of the stream is behind it, of which the system tells only once.
+    fn read(&mut self, buffer: &mut Vec<u8>, ended: bool, tell: &mut impl FnMut(Event<'_>)) -> Result<(), String> {
         let Stage::Open(stream) = &mut self.stage else { return Ok(()) };
         if !stream.advance().map_err(|e| e.to_string())? {
             return Ok(());
@@ -308,7 +310,7 @@ impl Slot {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(e) => return Err(e.to_string()),
             };
-            let last = stream.short_is_last() && held + n < buffer.len();
+            let last = !ended && stream.short_is_last() && held + n < buffer.len();
             if let Some(front) = buffer.get_mut(..held) {
                 front.copy_from_slice(&self.rest);
             }
@@ -358,4 +360,44 @@ fn packets(client: &mut Client, bytes: &[u8], tell: &mut impl FnMut(Event<'_>)) 
         at += length;
     }
     Ok(at)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::plan::Plan;
+
+    /// A client and the server's side of its connection.
+    fn connected(plan: &mut Plan) -> (Driver, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        plan.port = listener.local_addr().unwrap().port();
+        let mut d = Driver::new(Connector::new(plan).unwrap(), Instant::now()).unwrap();
+        d.add(Hello { v5: plan.protocol == 5, ..Hello::default() }).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        d.turn(Duration::from_secs(1), &mut |_, _, _| ()).unwrap();
+        assert!(server.read(&mut [0; 100]).unwrap() > 10, "a CONNECT");
+        (d, server)
+    }
+
+    fn heard(d: &mut Driver, turns: usize) -> Vec<String> {
+        let mut heard = Vec::new();
+        for _ in 0..turns {
+            d.turn(Duration::from_millis(50), &mut |_, _, event| heard.push(format!("{event:?}"))).unwrap();
+        }
+        heard
+    }
+
+    #[test]
+    fn an_end_that_comes_together_with_data_is_seen() {
+        let (mut d, mut server) = connected(&mut Plan::default());
+        server.write_all(&[0x20, 2, 0, 0]).unwrap();
+        drop(server);
+        std::thread::sleep(Duration::from_millis(50));
+        let wanted = ["Ready { present: false }", "Closed(\"the server closed the connection\")"];
+        assert_eq!(heard(&mut d, 3), wanted);
+    }
 }
