@@ -37,6 +37,8 @@ pub struct Client {
     pub receive_maximum: u16,
     /// The server may ask for another than the client did.
     pub keep_alive_s: u16,
+    /// Bytes of the largest packet that the server takes.
+    pub packet_max: u32,
     window: Window,
     /// QoS 2: identifiers that were received and not released.
     held: Option<Box<Held>>,
@@ -83,6 +85,7 @@ impl Client {
             dirty: false,
             stuck: false,
             receive_maximum: u16::MAX,
+            packet_max: u32::MAX,
             window: Window::default(),
             held: None,
             asked: Vec::new(),
@@ -164,8 +167,8 @@ impl Client {
                 }
             }
             Packet::Connack { code, .. } if *code != 0 => return Err(format!("CONNACK with code {code:#04x}")),
-            Packet::Connack { present, receive_maximum, keep_alive_s, .. } => {
-                (self.ready, self.receive_maximum) = (true, *receive_maximum);
+            Packet::Connack { present, receive_maximum, keep_alive_s, packet_max, .. } => {
+                (self.ready, self.receive_maximum, self.packet_max) = (true, *receive_maximum, *packet_max);
                 // [MQTT-3.1.2-21]
                 self.keep_alive_s = keep_alive_s.unwrap_or(self.hello.keep_alive_s);
                 tell(Event::Ready { present: *present });
@@ -269,6 +272,9 @@ impl Window {
     }
 
     fn find(&mut self, id: u16) -> Option<(usize, &mut Due)> {
+        if id == 0 {
+            return None;
+        }
         let place = (65_535 + u64::from(id) - u64::from(identifier(self.first))) % 65_535;
         let place = usize::try_from(place).ok()?;
         self.states.get_mut(place).map(|due| (place, due))
@@ -338,6 +344,16 @@ mod tests {
     }
 
     #[test]
+    fn identifier_0_is_never_out() {
+        let mut c = client(1, 65_535);
+        for id in 1..=65_534 {
+            assert_eq!(ack(&mut c, 4, id), Ok(1));
+        }
+        assert!(ack(&mut c, 4, 0).is_err());
+        assert_eq!(ack(&mut c, 4, 65_535), Ok(1));
+    }
+
+    #[test]
     fn qos_2_takes_two_answers() {
         let mut c = client(2, 2);
         assert!(ack(&mut c, 7, 1).is_err());
@@ -348,7 +364,8 @@ mod tests {
     #[test]
     fn answers_that_nobody_asked_for_are_errors() {
         let mut c = Client::new(Hello::default());
-        let connack = Packet::Connack { present: false, code: 0, receive_maximum: 9, keep_alive_s: None };
+        let (receive_maximum, keep_alive_s, packet_max) = (9, None, 1000);
+        let connack = Packet::Connack { present: false, code: 0, receive_maximum, keep_alive_s, packet_max };
         assert!(c.take(&Packet::Pong, |_| ()).is_err(), "before the CONNACK");
         assert_eq!((c.take(&connack, |_| ()), c.take(&connack, |_| ()).is_err()), (Ok(()), true));
         let suback = |codes| Packet::Suback { id: 7, codes };

@@ -9,6 +9,8 @@ pub enum Packet<'a> {
         code: u8,
         receive_maximum: u16,
         keep_alive_s: Option<u16>,
+        /// Bytes of the largest packet that the server takes.
+        packet_max: u32,
     },
     Publish(Publish<'a>),
     /// PUBACK, PUBREC, PUBREL or PUBCOMP by their type (4 to 7).
@@ -84,7 +86,7 @@ pub fn decode(first: u8, body: &[u8], v5: bool) -> Result<Packet<'_>, String> {
 
 fn connack<'a>(r: &mut Reader<'a>, v5: bool) -> Option<Packet<'a>> {
     let (flags, code) = (r.u8()?, r.u8()?);
-    let (mut receive_maximum, mut keep_alive_s) = (u16::MAX, None);
+    let (mut receive_maximum, mut keep_alive_s, mut packet_max) = (u16::MAX, None, u32::MAX);
     if v5 && !r.0.is_empty() {
         let mut properties = Reader(r.properties()?);
         while let Some(name) = properties.u8() {
@@ -92,7 +94,8 @@ fn connack<'a>(r: &mut Reader<'a>, v5: bool) -> Option<Packet<'a>> {
                 // 0 is an error [3.2.2.3.3]
                 0x21 => receive_maximum = properties.u16().filter(|n| *n > 0)?,
                 0x13 => keep_alive_s = Some(properties.u16()?),
-                0x11 | 0x27 => properties.take(4).map(|_| ())?,
+                0x27 => packet_max = u32::from(properties.u16()?) << 16 | u32::from(properties.u16()?),
+                0x11 => properties.take(4).map(|_| ())?,
                 0x22 => properties.take(2).map(|_| ())?,
                 0x24 | 0x25 | 0x28 | 0x29 | 0x2a => properties.take(1).map(|_| ())?,
                 0x12 | 0x1f | 0x1a | 0x1c | 0x15 | 0x16 => properties.text().map(|_| ())?,
@@ -101,7 +104,7 @@ fn connack<'a>(r: &mut Reader<'a>, v5: bool) -> Option<Packet<'a>> {
             }
         }
     }
-    Some(Packet::Connack { present: flags & 1 == 1, code, receive_maximum, keep_alive_s })
+    Some(Packet::Connack { present: flags & 1 == 1, code, receive_maximum, keep_alive_s, packet_max })
 }
 
 fn publish<'a>(first: u8, r: &mut Reader<'a>, v5: bool) -> Option<Packet<'a>> {
@@ -282,11 +285,12 @@ mod tests {
     }
 
     #[test]
-    fn a_connack_tells_its_receive_maximum_and_keep_alive() {
+    fn a_connack_tells_its_bounds() {
         let body = [1, 0, 11, 0x21, 0, 20, 0x12, 0, 2, b'a', b'b', 0x2a, 1, 0x25];
         assert!(decode(0x20, &body, true).is_err(), "the last property is cut off");
-        let body = [1, 0, 13, 0x21, 0, 20, 0x12, 0, 2, b'a', b'b', 0x2a, 1, 0x13, 0, 9];
-        let wanted = Packet::Connack { present: true, code: 0, receive_maximum: 20, keep_alive_s: Some(9) };
+        let body = [1, 0, 18, 0x21, 0, 20, 0x12, 0, 2, b'a', b'b', 0x2a, 1, 0x13, 0, 9, 0x27, 1, 2, 3, 4];
+        let (keep_alive_s, packet_max) = (Some(9), 0x0102_0304);
+        let wanted = Packet::Connack { present: true, code: 0, receive_maximum: 20, keep_alive_s, packet_max };
         assert_eq!(decode(0x20, &body, true), Ok(wanted));
         assert!(decode(0x20, &[0, 0, 3, 0x21, 0, 0], true).is_err(), "none at all");
     }

@@ -239,7 +239,7 @@ impl Driver {
                 let mut why = e.to_string();
                 if matches!(e.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) {
                     // what the server said before it closed tells more
-                    let said = slot.read(&mut self.buffer, &mut |event| tell(id, now_ns, event));
+                    let said = slot.read(&mut self.buffer, true, &mut |event| tell(id, now_ns, event));
                     why = said.err().unwrap_or(why);
                 }
                 slot.gone(&why, &mut |event| tell(id, now_ns, event));
@@ -330,6 +330,10 @@ impl Slot {
             return Ok(());
         }
         let c = &mut self.client;
+        // a turn that has nothing to write is silence
+        if now_ns != u64::MAX && !c.out.is_empty() {
+            self.wrote_ns = now_ns;
+        }
         c.stuck = !stream.write(&c.out, &mut c.out_at)?;
         if c.out_at == c.out.len() {
             c.out.clear();
@@ -337,9 +341,6 @@ impl Slot {
             if c.out.capacity() > OUT_BYTES * 4 || !c.ready {
                 c.out = Vec::new();
             }
-        }
-        if now_ns != u64::MAX {
-            self.wrote_ns = now_ns;
         }
         Ok(())
     }
@@ -399,5 +400,36 @@ mod tests {
         std::thread::sleep(Duration::from_millis(50));
         let wanted = ["Ready { present: false }", "Closed(\"the server closed the connection\")"];
         assert_eq!(heard(&mut d, 3), wanted);
+    }
+
+    #[test]
+    fn why_the_server_closed_is_told_though_writing_fails_first() {
+        let (mut d, mut server) = connected(&mut Plan { protocol: 5, ..Plan::default() });
+        server.write_all(&[0x20, 3, 0, 0, 0]).unwrap();
+        assert_eq!(heard(&mut d, 1), ["Ready { present: false }"]);
+        d.send_ping(0);
+        d.flush(&mut |_, _, _| ());
+        server.write_all(&[0xe0, 1, 0x95]).unwrap();
+        drop(server);
+        std::thread::sleep(Duration::from_millis(50));
+        d.send_ping(0);
+        assert_eq!(heard(&mut d, 1), ["Closed(\"DISCONNECT with code 0x95\")"]);
+    }
+
+    /// [MQTT-3.1.2-23], [MQTT-3.2.2-21]: by the server's keep-alive, and messages that come are no sign of life of this side.
+    #[test]
+    fn who_only_listens_pings() {
+        let (mut d, mut server) = connected(&mut Plan { protocol: 5, ..Plan::default() });
+        server.write_all(&[0x20, 6, 0, 0, 3, 0x13, 0, 1]).unwrap();
+        server.set_nonblocking(true).unwrap();
+        let (mut bytes, mut came) = ([0; 100], 0);
+        for _ in 0..30 {
+            server.write_all(&[0x30, 5, 0, 1, b't', 0, b'x']).unwrap();
+            heard(&mut d, 1);
+            std::thread::sleep(Duration::from_millis(50));
+            came += server.read(&mut bytes).unwrap_or(0);
+        }
+        assert!(came >= 2, "a PINGREQ");
+        assert_eq!(bytes.get(..2), Some([0xc0, 0].as_slice()));
     }
 }

@@ -104,7 +104,11 @@ pub fn connect(
             return Err(format!("stopped while clients connected: {ready} were there"));
         }
     }
-    Ok(ids)
+    let packet_max = ids.iter().filter_map(|id| d.client(*id)).map(|c| c.packet_max).min();
+    match packet_max.filter(|max| plan.size >= *max as usize) {
+        Some(max) => Err(format!("--size: the broker takes packets of at most {max} bytes")),
+        None => Ok(ids),
+    }
 }
 
 /// Subscribes clients to their filters; how many were refused.

@@ -152,6 +152,17 @@ def test_sizes(everywhere):
     together(check, [(24,), (25,), (1000,), (65_560,), (1 << 20,)])
 
 
+def test_more_than_the_broker_takes(everywhere):
+    """[MQTT-3.2.2-15]: in 5.0 it says how much at the beginning; in 3.1.1 it can only close."""
+    words = ["-p", everywhere.port, "--size", 2_000_000, "--publishers", 1, "--subscribers", 1]
+    for work in ("pub-sub", "retained", "offline"):
+        more = words if work == "pub-sub" else [*words[:4], "-n", 5]
+        error = bench(work, *more, "-V", 5, "--patience", 2).impossible()
+        assert error == "roost: --size: the broker takes packets of at most 2000000 bytes\n"
+    run = bench("pub-sub", *words, "--seconds", 0.2, "--patience", 1).faulty()
+    assert run.faults["closed"] == 1
+
+
 def test_a_schedule_is_kept(port):
     words = ["--publishers", 4, "--subscribers", 4, "--rate", 400, "-q", 1, "--seconds", 0.5, "--warmup", 0.1]
     step = bench("pub-sub", "-p", port, *words).right().steps["traffic"]
