@@ -19,6 +19,8 @@ pub struct Shared {
     pub flows: Vec<Flow>,
     /// Wishes to stop.
     stop: AtomicU8,
+    /// Why the load cannot go on: the first reason.
+    failed: Mutex<Option<String>>,
     waiting: AtomicUsize,
     threads: usize,
     start_ns: AtomicU64,
@@ -51,6 +53,7 @@ impl Shared {
             begun: Instant::now(),
             flows: std::iter::repeat_with(Flow::default).take(flows).collect(),
             stop: AtomicU8::new(0),
+            failed: Mutex::new(None),
             waiting: AtomicUsize::new(0),
             threads,
             start_ns: AtomicU64::new(0),
@@ -74,6 +77,20 @@ impl Shared {
     /// Asks all threads to end at once; what they found until then is reported.
     pub fn end(&self) {
         self.stop.store(2, Ordering::Relaxed);
+    }
+
+    /// One thread cannot go on: so all end, and what follows from that for the others is no news.
+    pub fn fail(&self, why: &str) {
+        if let Ok(mut failed) = self.failed.lock() {
+            failed.get_or_insert_with(|| why.to_owned());
+        }
+        self.end();
+    }
+
+    /// Why the first thread that could not go on could not.
+    #[must_use]
+    pub fn failed(&self) -> Option<String> {
+        self.failed.lock().ok()?.clone()
     }
 
     /// Is there a wish to send nothing more?

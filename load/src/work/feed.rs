@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-use super::inbox::Inbox;
+use super::inbox::{Inbox, Publisher};
 use crate::driver::Driver;
 use crate::plan::Plan;
 use crate::report::histogram;
@@ -16,8 +16,18 @@ use crate::stamp::Stamp;
 const GO_MAX: u64 = 256;
 /// Where the next message is nearer than this, the thread does not sleep: the system's timers are too coarse.
 const SPIN_NS: u64 = 1_500_000;
+/// Messages of the schedule between two looks at what has come.
+const SCHEDULE_MAX: usize = 4096;
+/// A schedule that is not further behind at its end was kept.
+const BEHIND_NS: u64 = 100_000_000;
 /// Without progress for so long a window is opened by force; what is missing is then lost, or late.
 const STALLED_NS: u64 = 2_000_000_000;
+
+/// What a reader should know of a schedule that was not kept.
+#[must_use]
+pub fn not_kept(unsent: u64) -> Option<String> {
+    (unsent > 0).then(|| format!("the schedule was not kept: {unsent} messages were due and not sent"))
+}
 
 /// The sending side of one thread.
 pub struct Feed<'a> {
@@ -91,7 +101,8 @@ impl<'a> Feed<'a> {
 
     /// Notes every message of the schedule whose time has come, and sends those that may leave.
     fn schedule(&mut self, now_ns: u64, d: &mut Driver, inbox: &mut Inbox<'_>) -> Duration {
-        while let Some(p) = inbox.publishers.get_mut(self.next.0) {
+        for _ in 0..SCHEDULE_MAX {
+            let Some(p) = inbox.publishers.get_mut(self.next.0) else { return Duration::from_millis(50) };
             let due_ns = self.due_ns(p.flow, self.next.1);
             if due_ns > now_ns {
                 let left_ns = due_ns - now_ns;
@@ -109,7 +120,19 @@ impl<'a> Feed<'a> {
                 self.next = (0, self.next.1 + 1);
             }
         }
-        Duration::from_millis(50)
+        Duration::ZERO
+    }
+
+    /// Messages of the schedule that should have left long before now, and did not.
+    #[must_use]
+    pub fn unsent(&self, d: &Driver, inbox: &Inbox<'_>) -> u64 {
+        let until_ns = d.now_ns().saturating_sub(BEHIND_NS);
+        let due = |p: &Publisher| {
+            let turns = until_ns.saturating_sub(self.begin_ns) as f64 / self.period_ns;
+            (turns - p.flow as f64 / self.publishers as f64).ceil() as u64
+        };
+        let unsent = |p: &Publisher| due(p).saturating_sub(p.sent);
+        if self.period_ns > 0.0 { inbox.publishers.iter().map(unsent).sum() } else { 0 }
     }
 
     /// Sends what one publisher may send.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 
 use super::driver;
-use super::feed::Feed;
+use super::feed::{Feed, not_kept};
 use super::inbox::{Inbox, Publisher, Subscriber};
 use crate::codec::Template;
 use crate::driver::{Driver, Id};
@@ -19,6 +19,19 @@ use crate::tally::Faults;
 /// After everything has come, so long for what comes twice, ns.
 const LINGER_NS: u64 = 100_000_000;
 
+const FAILED: &str = "a thread of the load has failed: a bug";
+
+/// The others do not wait for a thread that has failed.
+struct EndOfAll<'a>(&'a Shared);
+
+impl Drop for EndOfAll<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail(FAILED);
+        }
+    }
+}
+
 /// What one thread found.
 struct Part {
     faults: Faults,
@@ -27,6 +40,7 @@ struct Part {
     latency: Histogram<u64>,
     late: Histogram<u64>,
     step: Step,
+    unsent: u64,
     acks_out_of_order: u64,
     notes: Vec<String>,
 }
@@ -37,16 +51,23 @@ struct Part {
 /// It cannot begin: no broker, a refused connection or subscription.
 pub fn run(plan: &Plan, shared: &Shared) -> Result<Report, String> {
     let parts = std::thread::scope(|scope| {
-        let begin = |number| scope.spawn(move || one(plan, shared, number).inspect_err(|_| shared.end()));
-        let threads: Vec<_> = (0..plan.threads).map(begin).collect();
-        let wait = |thread: std::thread::ScopedJoinHandle<'_, _>| {
-            thread.join().unwrap_or_else(|_| Err("a thread of the load has failed: a bug".to_owned()))
+        let begin = |number| {
+            scope.spawn(move || {
+                let _end = EndOfAll(shared);
+                one(plan, shared, number).inspect_err(|why| shared.fail(why))
+            })
         };
+        let threads: Vec<_> = (0..plan.threads).map(begin).collect();
+        let wait =
+            |thread: std::thread::ScopedJoinHandle<'_, _>| thread.join().unwrap_or_else(|_| Err(FAILED.to_owned()));
         threads.into_iter().map(wait).collect::<Result<Vec<Part>, String>>()
-    })?;
+    })
+    .map_err(|why| shared.failed().unwrap_or(why))?;
     let (mut faults, mut acks_out_of_order, mut notes) = (Faults::default(), 0, Vec::new());
     let (mut latency, mut late) = (histogram()?, histogram()?);
-    let mut step = parts.first().map(|p| p.step.clone()).unwrap_or_default();
+    let longest = parts.iter().max_by(|a, b| a.step.seconds.total_cmp(&b.step.seconds));
+    let mut step = longest.map(|p| p.step.clone()).unwrap_or_default();
+    let unsent: u64 = parts.iter().map(|p| p.unsent).sum();
     step.generator_cores = parts.iter().map(|p| p.step.generator_cores).sum();
     step.sent = Some(parts.iter().map(|p| p.sent).sum());
     step.count = parts.iter().map(|p| p.delivered).sum();
@@ -68,6 +89,7 @@ pub fn run(plan: &Plan, shared: &Shared) -> Result<Report, String> {
     step.late_us = Spread::of(&late);
     step.judge(plan.threads, plan.rate > 0.0);
     notes.dedup();
+    notes.extend(not_kept(unsent));
     let ok = faults.none();
     Ok(Report { work: plan.work, ok, faults, steps: vec![step], acks_out_of_order, notes, run: plan.run })
 }
@@ -108,8 +130,11 @@ fn one(plan: &Plan, shared: &Shared, thread: usize) -> Result<Part, String> {
     wait_for_all(shared, 2, &mut arrived, &mut d, &mut inbox)?;
     let mut feed = Feed::new(plan, shared, shared.start_ns())?;
     let step = traffic(plan, shared, &mut d, &mut inbox, &mut feed)?;
+    let unsent = feed.unsent(&d, &inbox);
     wait_for_all(shared, 3, &mut arrived, &mut d, &mut inbox)?;
     drain(plan, shared, &mut d, &mut inbox)?;
+    // others may still wait for what the clients of this thread have not got rid of
+    wait_for_all(shared, 4, &mut arrived, &mut d, &mut inbox)?;
     inbox.close(&d);
     Ok(Part {
         faults: inbox.faults,
@@ -120,6 +145,7 @@ fn one(plan: &Plan, shared: &Shared, thread: usize) -> Result<Part, String> {
         acks_out_of_order: inbox.acks_out_of_order,
         notes: inbox.notes,
         step,
+        unsent,
     })
 }
 
@@ -234,9 +260,9 @@ fn traffic(
     }
     inbox.note_times();
     inbox.measuring = false;
-    let meter = match meter {
-        Some(meter) => meter,
-        None => Meter::begin(&plan.pids)?,
+    let Some(meter) = meter else {
+        inbox.notes.push("it ended before anything was measured".to_owned());
+        return Ok(Step { name: "traffic".to_owned(), unit: "delivered", sent: Some(0), ..Step::default() });
     };
     let mut step = meter.end("traffic", inbox.delivered - before.0, "delivered")?;
     step.sent = Some(feed.sent - before.1);

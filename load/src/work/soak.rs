@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::driver;
-use super::feed::Feed;
+use super::feed::{Feed, not_kept};
 use super::inbox::Inbox;
 use super::pub_sub::{drain, publishers, subscribers, topic, turn};
 use crate::driver::{Driver, Id};
@@ -44,6 +44,8 @@ pub fn run(plan: &Plan, shared: &Shared) -> Result<Report, String> {
         steps.push(traffic(plan, shared, &mut d, (&mut inbox, &mut feed, &mut visits), part_ns)?);
     }
     inbox.note_times();
+    let unsent = feed.unsent(&d, &inbox);
+    inbox.notes.extend(not_kept(unsent));
     visits.everybody(&mut d)?;
     drain(plan, shared, &mut d, &mut inbox)?;
     inbox.close(&d);
