@@ -111,13 +111,11 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// Begins now.
-    ///
-    /// # Errors
-    /// A process of the broker is not there.
-    pub fn begin(pids: &[u32]) -> Result<Self, String> {
-        let broker = usage::of(pids)?;
-        Ok(Self { pids: pids.to_vec(), begun: Instant::now(), own_s: usage::own_cpu().as_secs_f64(), broker })
+    /// Begins now. Where a process of the broker has ended, its costs are not told.
+    #[must_use]
+    pub fn begin(pids: &[u32]) -> Self {
+        let broker = usage::of(pids).unwrap_or(None);
+        Self { pids: pids.to_vec(), begun: Instant::now(), own_s: usage::own_cpu().as_secs_f64(), broker }
     }
 
     /// Seconds so far.
@@ -133,15 +131,13 @@ impl Meter {
     }
 
     /// Ends now, after `count` of `unit`.
-    ///
-    /// # Errors
-    /// A process of the broker is not there any more.
-    pub fn end(&self, name: &str, count: u64, unit: &'static str) -> Result<Step, String> {
+    #[must_use]
+    pub fn end(&self, name: &str, count: u64, unit: &'static str) -> Step {
         let seconds = self.seconds();
         let mut step = Step { name: name.to_owned(), unit, count, seconds, ..Step::default() };
         step.per_second = count as f64 / seconds.max(1e-9);
         step.generator_cores = (usage::own_cpu().as_secs_f64() - self.own_s) / seconds.max(1e-9);
-        if let (Some(before), Some(after)) = (self.broker, usage::of(&self.pids)?) {
+        if let (Some(before), Some(after)) = (self.broker, usage::of(&self.pids).unwrap_or(None)) {
             let cpu_s = after.cpu_s - before.cpu_s;
             step.broker = Some(Cost {
                 cores: cpu_s / seconds.max(1e-9),
@@ -150,7 +146,7 @@ impl Meter {
             });
         }
         step.judge(1, false);
-        Ok(step)
+        step
     }
 }
 

@@ -40,9 +40,9 @@ pub fn run(plan: &Plan, shared: &Shared) -> Result<Report, String> {
         steps.extend(made);
     }
     shared.phase("hold", plan.count as u64);
-    let meter = Meter::begin(&plan.pids)?;
+    let meter = Meter::begin(&plan.pids);
     listen(&mut d, &mut inbox, shared, Duration::from_secs_f64(plan.seconds), &|_| shared.stopped())?;
-    steps.push(meter.end("idle", plan.count as u64, "connections")?);
+    steps.push(meter.end("idle", plan.count as u64, "connections"));
     inbox.close(&d);
     Ok(inbox.report(plan, steps))
 }
@@ -56,20 +56,20 @@ fn part(
 ) -> Result<Vec<Step>, String> {
     let (count, mut times) = (numbers.len() as u64, histogram()?);
     shared.phase("connect", count);
-    let meter = Meter::begin(&plan.pids)?;
+    let meter = Meter::begin(&plan.pids);
     let hellos = numbers.clone().map(|n| hello(plan, "c", n));
     let ids = connect(d, plan, shared, hellos, &mut |_, ns| times.saturating_record(ns))?;
-    let mut step = meter.end(&format!("connect up to {}", numbers.end), count, "connections")?;
+    let mut step = meter.end(&format!("connect up to {}", numbers.end), count, "connections");
     step.latency_us = Spread::of(&times);
     let mut steps = vec![step];
     if plan.subscriptions > 0 {
         shared.phase("subscribe", count * plan.subscriptions as u64);
-        let meter = Meter::begin(&plan.pids)?;
+        let meter = Meter::begin(&plan.pids);
         let wanted: Vec<(Id, Vec<Vec<u8>>)> =
             ids.into_iter().zip(numbers).map(|(id, n)| (id, filters(plan, n))).collect();
         let refused = subscribe_all(d, plan, shared, &wanted, &mut |id, now_ns, event| inbox.on(id, now_ns, event))?;
         inbox.faults.refused += refused;
-        steps.push(meter.end("subscribe", count * plan.subscriptions as u64, "subscriptions")?);
+        steps.push(meter.end("subscribe", count * plan.subscriptions as u64, "subscriptions"));
     }
     Ok(steps)
 }
@@ -81,5 +81,5 @@ fn filters(plan: &Plan, number: usize) -> Vec<Vec<u8>> {
 /// The broker's memory when it has nothing to do.
 fn settled(plan: &Plan, shared: &Shared, d: &mut Driver, inbox: &mut Inbox<'_>) -> Result<Option<u64>, String> {
     listen(d, inbox, shared, SETTLE, &|_| shared.stopped())?;
-    Ok(Meter::begin(&plan.pids)?.rss_bytes())
+    Ok(Meter::begin(&plan.pids).rss_bytes())
 }

@@ -209,14 +209,13 @@ impl<'a> Inbox<'a> {
                 None => return self.faults.misrouted += 1,
             },
             Some(group) => {
-                if let Some(own) = subscriber.track(stamp.publisher) {
+                let Some(track) = group.track(stamp.publisher) else { return self.faults.misrouted += 1 };
+                let new = track.note_shared(stamp.sequence, &mut self.faults);
+                if let Some(own) = subscriber.track(stamp.publisher).filter(|_| new) {
                     self.faults.reordered += u64::from(stamp.sequence < own.next);
                     own.next = own.next.max(stamp.sequence);
                 }
-                match group.track(stamp.publisher) {
-                    Some(track) => track.note_shared(stamp.sequence, &mut self.faults),
-                    None => return self.faults.misrouted += 1,
-                }
+                new
             }
         };
         if !new {
@@ -313,5 +312,38 @@ impl<'a> Inbox<'a> {
             s.tracks.iter().filter_map(of).sum()
         };
         self.group.as_ref().map_or_else(|| self.subscribers.iter().map(all).sum(), all)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::stamp::Stamp;
+
+    /// The faults of a group whose members get these sequences.
+    fn group(received: &[(usize, u64)]) -> Faults {
+        let shared = Shared::new(1, 1);
+        let mut inbox = Inbox::new(&shared, 1, 0, vec![b"t".as_slice().into()]).unwrap();
+        for id in 0..2 {
+            inbox.add_subscriber(id, Subscriber::new(0..1));
+        }
+        inbox.group = Some(Subscriber::new(0..1));
+        for (member, sequence) in received {
+            let mut payload = Vec::new();
+            let stamp = Stamp { run: 1, publisher: 0, sequence: *sequence, due_ns: 0 };
+            inbox.stamper.write(&mut payload, stamp, 24);
+            let publish = Publish { qos: 0, dup: false, retain: false, topic: b"t", id: 0, payload: &payload };
+            inbox.on(*member, 0, Event::Message(&publish));
+        }
+        inbox.faults
+    }
+
+    #[test]
+    fn a_group_has_each_message_once_and_each_member_has_them_in_order() {
+        assert_eq!(group(&[(0, 1), (1, 0), (1, 3), (0, 2)]), Faults::default());
+        assert_eq!(group(&[(0, 1), (0, 0)]), Faults { reordered: 1, ..Faults::default() });
+        assert_eq!(group(&[(0, 0), (0, 1), (0, 2), (0, 1)]), Faults { doubled: 1, ..Faults::default() });
+        assert_eq!(group(&[(0, 0), (1, 0)]), Faults { doubled: 1, ..Faults::default() });
     }
 }

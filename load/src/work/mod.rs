@@ -15,6 +15,7 @@ use crate::plan::{Plan, Work};
 use crate::report::Report;
 use crate::shared::Shared;
 use crate::stream::Connector;
+use crate::usage;
 
 /// Threads that the work uses: only traffic is spread over several.
 #[must_use]
@@ -34,8 +35,9 @@ pub fn flows(plan: &Plan) -> Result<usize, String> {
 /// Runs the load of the plan.
 ///
 /// # Errors
-/// It cannot be run: no broker, a refused connection, a wrong file.
+/// It cannot be run: no process of that number, no broker, a refused connection, a wrong file.
 pub fn run(plan: &Plan, shared: &Shared) -> Result<Report, String> {
+    usage::of(&plan.pids)?;
     match plan.work {
         Work::PubSub => pub_sub::run(plan, shared),
         Work::Connect => connect::run(plan, shared),

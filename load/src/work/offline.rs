@@ -126,7 +126,7 @@ impl Offline<'_> {
     fn prepare(&mut self) -> Result<(), String> {
         let (plan, shared) = (self.plan, self.shared);
         let mut d = driver(plan, shared)?;
-        let meter = Meter::begin(&plan.pids)?;
+        let meter = Meter::begin(&plan.pids);
         for begin in (0..plan.count).step_by(TOGETHER) {
             let numbers = begin..plan.count.min(begin + TOGETHER);
             shared.phase(&format!("prepare from {begin}"), numbers.len() as u64);
@@ -136,7 +136,7 @@ impl Offline<'_> {
             self.faults.refused += subscribe_all(&mut d, plan, shared, &wanted, &mut |_, _, _| ())?;
             ids.into_iter().for_each(|id| d.remove(id));
         }
-        self.steps.push(meter.end("prepare", plan.count as u64, "sessions")?);
+        self.steps.push(meter.end("prepare", plan.count as u64, "sessions"));
         Ok(())
     }
 
@@ -158,12 +158,12 @@ impl Offline<'_> {
             Some(Next { sender, template: templates.get(session)?, publisher: session as u32, sequence })
         };
         shared.phase("load", count);
-        let meter = Meter::begin(&plan.pids)?;
+        let meter = Meter::begin(&plan.pids);
         let job = Job { senders: &senders, count, deliveries: 0, next: &next, tidies: false };
         let batch = send(&mut d, (plan, shared), &mut inbox, &job)?;
         let acked: u64 = batch.acked.iter().sum();
         let taken = if plan.qos > 0 { acked } else { batch.sent };
-        self.steps.push(meter.end("load", taken, if plan.qos > 0 { "acknowledged" } else { "sent" })?);
+        self.steps.push(meter.end("load", taken, if plan.qos > 0 { "acknowledged" } else { "sent" }));
         self.note(&d, inbox);
         let places = state.sent.iter_mut().zip(&mut state.acked);
         for (session, (sent, acked)) in places.enumerate() {
@@ -192,12 +192,12 @@ impl Offline<'_> {
         if after > 0 && plan.qos > 0 {
             self.notes.push(format!("{after} messages were sent and not acknowledged: they may come or not"));
         }
-        let meter = Meter::begin(&plan.pids)?;
+        let meter = Meter::begin(&plan.pids);
         for begin in (0..plan.count).step_by(TOGETHER) {
             let numbers = begin..plan.count.min(begin + TOGETHER);
             self.return_of(&mut d, &mut inbox, numbers, after > 0)?;
         }
-        let mut step = meter.end("drain", inbox.delivered, "delivered")?;
+        let mut step = meter.end("drain", inbox.delivered, "delivered");
         step.seconds -= LINGER.as_secs_f64() * plan.count.div_ceil(TOGETHER) as f64;
         step.per_second = step.count as f64 / step.seconds.max(1e-3);
         self.steps.push(step);

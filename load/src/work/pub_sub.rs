@@ -245,7 +245,7 @@ fn traffic(
     while d.now_ns() < end_ns && !shared.stopped() {
         if !inbox.measuring && d.now_ns() >= measure_ns {
             inbox.measuring = true;
-            meter = Some(Meter::begin(&plan.pids)?);
+            meter = Some(Meter::begin(&plan.pids));
             before = (inbox.delivered, feed.sent);
         }
         let wait = feed.go(d, inbox).min(Duration::from_nanos(end_ns.saturating_sub(d.now_ns())));
@@ -264,7 +264,7 @@ fn traffic(
         inbox.notes.push("it ended before anything was measured".to_owned());
         return Ok(Step { name: "traffic".to_owned(), unit: "delivered", sent: Some(0), ..Step::default() });
     };
-    let mut step = meter.end("traffic", inbox.delivered - before.0, "delivered")?;
+    let mut step = meter.end("traffic", inbox.delivered - before.0, "delivered");
     step.sent = Some(feed.sent - before.1);
     Ok(step)
 }

@@ -29,7 +29,7 @@ pub fn run(plan: &Plan, shared: &Shared) -> Result<Report, String> {
     let mut store = store(plan, shared, &mut d, &mut inbox, &sender, &topics, plan.size)?;
     let before = store.1;
     listen(&mut d, &mut inbox, shared, SETTLE, &|_| false)?;
-    if let (Some(before), Some(after)) = (before, Meter::begin(&plan.pids)?.rss_bytes()) {
+    if let (Some(before), Some(after)) = (before, Meter::begin(&plan.pids).rss_bytes()) {
         store.0.bytes_each = Some((after as f64 - before as f64) / plan.count as f64);
     }
     let stored = store.0.count as usize;
@@ -71,10 +71,10 @@ fn store(
     };
     let count = topics.len() as u64;
     shared.phase("retained messages", count);
-    let meter = Meter::begin(&plan.pids)?;
+    let meter = Meter::begin(&plan.pids);
     let job = Job { senders: sender, count, deliveries: 0, next: &next, tidies: size == 0 };
     let batch = send(d, (plan, shared), inbox, &job)?;
-    Ok((meter.end("store", batch.sent, "retained messages")?, meter.rss_bytes()))
+    Ok((meter.end("store", batch.sent, "retained messages"), meter.rss_bytes()))
 }
 
 /// A new client finds all of them.
@@ -84,7 +84,7 @@ fn scan(plan: &Plan, shared: &Shared, d: &mut Driver, inbox: &mut Inbox<'_>, sto
     inbox.add_subscriber(id, Subscriber::new(0..plan.count));
     let filter = format!("bench/{:04x}/r/#", plan.run);
     shared.phase("scan", stored as u64);
-    let meter = Meter::begin(&plan.pids)?;
+    let meter = Meter::begin(&plan.pids);
     d.subscribe(id, 1, &[filter.into_bytes()], plan.qos);
     let mut seen = 0;
     loop {
@@ -97,7 +97,7 @@ fn scan(plan: &Plan, shared: &Shared, d: &mut Driver, inbox: &mut Inbox<'_>, sto
         seen = inbox.delivered;
         shared.done.store(seen, Ordering::Relaxed);
     }
-    let step = meter.end("scan", inbox.delivered, "retained messages")?;
+    let step = meter.end("scan", inbox.delivered, "retained messages");
     listen(d, inbox, shared, LINGER, &|_| false)?;
     inbox.ending = true;
     d.close(id, true);

@@ -76,12 +76,12 @@ fn filters(
     let of = |at: usize| numbers.clone().filter(move |n| n % ids.len() == at).map(|n| filter(plan, n).into_bytes());
     let wanted: Vec<(Id, Vec<Vec<u8>>)> = ids.iter().enumerate().map(|(at, id)| (*id, of(at).collect())).collect();
     shared.phase("subscribe", count as u64);
-    let meter = Meter::begin(&plan.pids)?;
+    let meter = Meter::begin(&plan.pids);
     let refused = subscribe_all(d, plan, shared, &wanted, &mut |id, now_ns, event| inbox.on(id, now_ns, event))?;
     inbox.faults.refused += refused;
-    let mut step = meter.end(&format!("subscribe up to {}", numbers.end), count as u64, "filters")?;
+    let mut step = meter.end(&format!("subscribe up to {}", numbers.end), count as u64, "filters");
     listen(d, inbox, shared, SETTLE, &|_| false)?;
-    if let (Some(before), Some(after)) = (meter.rss_bytes(), Meter::begin(&plan.pids)?.rss_bytes()) {
+    if let (Some(before), Some(after)) = (meter.rss_bytes(), Meter::begin(&plan.pids).rss_bytes()) {
         step.bytes_each = Some((after as f64 - before as f64) / count.max(1) as f64);
     }
     Ok(step)
@@ -108,10 +108,10 @@ impl Publishing<'_> {
             Some(Next { sender, template, publisher: number as u32, sequence: (begin + n) / topics })
         };
         self.shared.phase(&format!("publish at {filters} filters"), wanted);
-        let meter = Meter::begin(&self.plan.pids)?;
+        let meter = Meter::begin(&self.plan.pids);
         let job = Job { senders: &self.sender, count: wanted, deliveries: wanted, next: &next, tidies: false };
         let batch = send(d, (self.plan, self.shared), inbox, &job)?;
-        let step = meter.end(&format!("publish at {filters}"), batch.sent, "published")?;
+        let step = meter.end(&format!("publish at {filters}"), batch.sent, "published");
         self.sent += batch.sent;
         for (flow, number) in self.shared.flows.iter().zip(0..topics) {
             // those in front had one more turn

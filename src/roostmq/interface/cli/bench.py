@@ -194,17 +194,18 @@ def run(plan: dict[str, Any], *, live: bool) -> dict[str, Any]:
     from roostmq.engine import Load
 
     load = Load(plan)
-    while True:
-        try:
-            if (report := load.report(0.2)) is not None:
-                break
-            if live:
-                print(f"\r\x1b[K{_line(load.progress())}", end="", file=sys.stderr, flush=True)
-        except KeyboardInterrupt:
-            load.stop()
-    if live:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-    return report
+    try:
+        while True:
+            try:
+                if (report := load.report(0.2)) is not None:
+                    return report
+                if live:
+                    print(f"\r\x1b[K{_line(load.progress())}", end="", file=sys.stderr, flush=True)
+            except KeyboardInterrupt:
+                load.stop()
+    finally:
+        if live:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def _line(p: dict[str, Any]) -> str:
