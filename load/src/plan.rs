@@ -8,6 +8,8 @@ use crate::stamp::STAMP;
 const SIZE_MAX: u64 = 268_000_000;
 /// Messages per second that a schedule is kept for.
 const RATE_MAX: f64 = 1e7;
+/// Pairs of a subscriber and a publisher that it hears: about 40 bytes each.
+const PAIRS_MAX: usize = 50_000_000;
 /// Longest text, so that it fits into a packet with what is put before and behind it.
 const TEXT_MAX: usize = 65_000;
 
@@ -178,6 +180,7 @@ impl Plan {
 
     fn check(&self) -> Result<(), String> {
         self.check_numbers()?;
+        self.check_pairs()?;
         self.check_texts()
     }
 
@@ -211,6 +214,19 @@ impl Plan {
         }
         if !matches!(self.protocol, 4 | 5) {
             return Err(format!("--protocol: {} is not 4 (MQTT 3.1.1) or 5", self.protocol));
+        }
+        Ok(())
+    }
+
+    fn check_pairs(&self) -> Result<(), String> {
+        let topics = if self.topics > 0 { self.topics } else { self.publishers };
+        let parts = if self.every || !self.shared.is_empty() { 1 } else { topics.min(self.subscribers).max(1) };
+        let heard = self.publishers.div_ceil(parts);
+        if matches!(self.work, Work::PubSub | Work::Soak) && heard.saturating_mul(self.subscribers) > PAIRS_MAX {
+            let subscribers = self.subscribers;
+            return Err(format!(
+                "--subscribers: {subscribers} that hear {heard} publishers each are more than {PAIRS_MAX} pairs"
+            ));
         }
         Ok(())
     }

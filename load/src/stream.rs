@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use mio::net::TcpStream;
@@ -26,8 +27,8 @@ const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// Ports that connections with a source address begin at.
 const PORTS: std::ops::Range<usize> = 10_000..60_000;
-/// How many of them are tried before a connection fails.
-const PORTS_TRIED: usize = 5_000;
+/// Connections of all threads with a source address: none of them tries the ports of another.
+static OPENED: AtomicUsize = AtomicUsize::new(0);
 
 fn taken(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
@@ -43,7 +44,6 @@ const CHOOSE_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Connector {
     address: SocketAddr,
     sources: Vec<IpAddr>,
-    opened: usize,
     first_port: usize,
     tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
     url: Option<String>,
@@ -62,7 +62,6 @@ impl Connector {
         Ok(Self {
             address,
             sources: sources.collect::<Result<_, _>>()?,
-            opened: 0,
             first_port: usize::from(plan.run),
             tls: plan.tls.then(|| tls(plan)).transpose()?,
             url: plan.websocket.then(|| url(plan)),
@@ -73,9 +72,9 @@ impl Connector {
     ///
     /// # Errors
     /// No socket, or the source address is not one of this machine.
-    pub fn open(&mut self) -> io::Result<TcpStream> {
+    pub fn open(&self) -> io::Result<TcpStream> {
         let mut refused = io::Error::other("no port is free");
-        for _ in 0..PORTS_TRIED {
+        for _ in PORTS {
             match self.begin() {
                 Err(e) if !self.sources.is_empty() && taken(&e) => refused = e,
                 done => return done,
@@ -84,14 +83,14 @@ impl Connector {
         Err(refused)
     }
 
-    fn begin(&mut self) -> io::Result<TcpStream> {
+    fn begin(&self) -> io::Result<TcpStream> {
         let socket = Socket::new(Domain::for_address(self.address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_nonblocking(true)?;
         socket.set_tcp_nodelay(true)?;
-        if let Some(source) = self.sources.get(self.opened % self.sources.len().max(1)) {
+        let opened = if self.sources.is_empty() { 0 } else { OPENED.fetch_add(1, Ordering::Relaxed) };
+        if let Some(source) = self.sources.get(opened % self.sources.len().max(1)) {
             // named by us: the system would look through all ports for one that nobody uses with any address
-            let port = PORTS.start + (self.first_port + self.opened / self.sources.len()) % PORTS.len();
-            self.opened += 1;
+            let port = PORTS.start + (self.first_port + opened / self.sources.len()) % PORTS.len();
             socket.set_reuse_address(true)?;
             socket.bind(&SocketAddr::new(*source, u16::try_from(port).unwrap_or(0)).into())?;
         }

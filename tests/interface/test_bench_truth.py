@@ -2,11 +2,13 @@
 
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from bench_run import ROOST, TIMEOUT_S, bench
@@ -39,7 +41,6 @@ def test_a_schedule_that_was_not_kept_is_told():
     [note] = report["notes"]
     found = int(note.removeprefix("the schedule was not kept: ").split()[0])
     assert 100 <= found <= 240 - broker.routed
-    assert not report["steps"][0]["generator_limited"]
 
 
 def test_a_schedule_that_was_kept_has_no_note():
@@ -75,6 +76,46 @@ def test_a_connection_on_a_schedule_is_late_from_the_instant_when_it_was_due():
         run = bench("connect", "-p", broker.port, *words).right()
     step = run.steps["connect up to 100"]
     assert step["latency_us"]["max"] > 0.5 * step["seconds"] * 1e6
+
+
+@pytest.mark.parametrize(
+    ("words", "heard"),
+    [(["--every"], "100000 that hear 100000"), (["--topics", 10], "100000 that hear 10000")],
+)
+def test_more_than_memory_holds_is_refused(words, heard):
+    """Every pair of a subscriber and a publisher that it hears has its own account."""
+    many = ["--publishers", 100_000, "--subscribers", 100_000]
+    error = bench("pub-sub", *many, *words).impossible()
+    assert error == f"roost: --subscribers: {heard} publishers each are more than 50000000 pairs\n"
+
+
+def test_messages_that_nobody_must_keep_are_not_lost():
+    """At QoS 0 a broker may keep nothing for who is away (section 3.1.2.4 of 3.1.1)."""
+    with FaultyBroker() as broker:
+        run = bench("offline", "-p", broker.port, "-q", 0, "-n", 10, "--messages", 30).right()
+    assert run.report["notes"] == ["30 messages were sent at QoS 0: they may come or not"]
+    assert run.steps["drain"]["count"] == 0
+
+
+def test_the_threads_do_not_try_the_ports_of_each_other():
+    with FaultyBroker() as broker:
+        words = ["--source", "127.0.0.2", "--threads", 3, "--publishers", 20, "--subscribers", 20]
+        bench("pub-sub", "-p", broker.port, *words, "--seconds", 0.1).right()
+        assert broker.peers == ["127.0.0.2"] * 40
+
+
+def test_everything_in_a_report_is_written_about():
+    running = start(["--port", "0", "--no-admin"])
+    document = (Path(__file__).parents[2] / "docs/formats/bench.md").read_text()
+    names = set(re.findall(r"`(\w+)`", document.split("\n## The report")[1]))
+    pid = ["-p", running.port, "--pid", running.process.pid]
+    for words in (["pub-sub", *PAIR, "--rate", 100, "--seconds", 0.1], ["connect", "-n", 10, "--seconds", 0]):
+        report = bench(*words, *pid).right().report
+        told = {*report, *report["faults"]}
+        for step in report["steps"]:
+            told |= {*step, *step.get("latency_us", {}), *step.get("broker", {})}
+        assert told <= names, told - names
+    assert running.stop() == 0
 
 
 def test_a_process_that_is_not_there_is_found_before_the_broker_is_loaded():

@@ -123,10 +123,10 @@ impl<'a> Feed<'a> {
         Duration::ZERO
     }
 
-    /// Messages of the schedule that should have left long before now, and did not.
+    /// Messages of the schedule that should have left long before the end of the traffic, which is now, and did not.
     #[must_use]
-    pub fn unsent(&self, d: &Driver, inbox: &Inbox<'_>) -> u64 {
-        let until_ns = d.now_ns().saturating_sub(BEHIND_NS);
+    pub fn unsent(&self, inbox: &Inbox<'_>, end_ns: u64) -> u64 {
+        let until_ns = end_ns.saturating_sub(BEHIND_NS);
         let due = |p: &Publisher| {
             let turns = until_ns.saturating_sub(self.begin_ns) as f64 / self.period_ns;
             (turns - p.flow as f64 / self.publishers as f64).ceil() as u64

@@ -186,11 +186,12 @@ impl Offline<'_> {
         // what was sent and not acknowledged may come or not
         let mut after = 0;
         for (flow, (acked, sent)) in shared.flows.iter().zip(state.acked.iter().zip(&state.sent)) {
-            flow.sent.store(if plan.qos > 0 { *acked } else { *sent }, Ordering::Relaxed);
+            flow.sent.store(*acked, Ordering::Relaxed);
             after += sent - acked.min(sent);
         }
-        if after > 0 && plan.qos > 0 {
-            self.notes.push(format!("{after} messages were sent and not acknowledged: they may come or not"));
+        if after > 0 {
+            let why = if plan.qos > 0 { "sent and not acknowledged" } else { "sent at QoS 0" };
+            self.notes.push(format!("{after} messages were {why}: they may come or not"));
         }
         let meter = Meter::begin(&plan.pids);
         for begin in (0..plan.count).step_by(TOGETHER) {

@@ -103,18 +103,18 @@ pub(super) fn topic(plan: &Plan, flow: usize) -> Box<[u8]> {
 fn hears(plan: &Plan, number: usize) -> (Vec<usize>, Vec<Vec<u8>>) {
     let (topics, subscribers) = (plan.topics.max(1), plan.subscribers.max(1));
     let all = plan.every || subscribers == 1 || !plan.shared.is_empty();
-    let wanted = |topic: usize| match topics > subscribers {
-        _ if all => true,
-        true => topic % subscribers == number,
-        false => topic == number % topics,
+    let wanted: Vec<usize> = match topics > subscribers {
+        _ if all => (0..topics).collect(),
+        true => (number..topics).step_by(subscribers).collect(),
+        false => vec![number % topics],
     };
-    let publishers = (0..plan.publishers).filter(|p| wanted(p % topics)).collect();
+    let mut publishers: Vec<usize> = wanted.iter().flat_map(|t| (*t..plan.publishers).step_by(topics)).collect();
+    publishers.sort_unstable();
     let prefix = if plan.shared.is_empty() { String::new() } else { format!("$share/{}/", plan.shared) };
     let filters = if all && topics > 1 {
         vec![format!("{prefix}bench/{:04x}/#", plan.run).into_bytes()]
     } else {
-        let filter = |t| [prefix.as_bytes(), &topic(plan, t)].concat();
-        (0..topics).filter(|t| wanted(*t)).map(filter).collect()
+        wanted.iter().map(|t| [prefix.as_bytes(), &topic(plan, *t)].concat()).collect()
     };
     (publishers, filters)
 }
@@ -129,8 +129,7 @@ fn one(plan: &Plan, shared: &Shared, thread: usize) -> Result<Part, String> {
     publishers(plan, shared, thread, &mut d, &mut inbox)?;
     wait_for_all(shared, 2, &mut arrived, &mut d, &mut inbox)?;
     let mut feed = Feed::new(plan, shared, shared.start_ns())?;
-    let step = traffic(plan, shared, &mut d, &mut inbox, &mut feed)?;
-    let unsent = feed.unsent(&d, &inbox);
+    let (step, unsent) = traffic(plan, shared, &mut d, &mut inbox, &mut feed)?;
     wait_for_all(shared, 3, &mut arrived, &mut d, &mut inbox)?;
     drain(plan, shared, &mut d, &mut inbox)?;
     // others may still wait for what the clients of this thread have not got rid of
@@ -229,14 +228,14 @@ pub(super) fn turn(d: &mut Driver, inbox: &mut Inbox<'_>, wait: Duration) -> Res
     d.turn(wait, &mut |id, now_ns, event| inbox.on(id, now_ns, event)).map_err(|e| e.to_string())
 }
 
-/// Warms up, measures, stops sending.
+/// Warms up, measures, stops sending; and the messages of the schedule that were not sent.
 fn traffic(
     plan: &Plan,
     shared: &Shared,
     d: &mut Driver,
     inbox: &mut Inbox<'_>,
     feed: &mut Feed<'_>,
-) -> Result<Step, String> {
+) -> Result<(Step, u64), String> {
     let measure_ns = shared.start_ns() + (plan.warmup_s * 1e9) as u64;
     let end_ns = measure_ns + (plan.seconds * 1e9) as u64;
     shared.phase("traffic", end_ns / 1_000_000_000);
@@ -260,13 +259,15 @@ fn traffic(
     }
     inbox.note_times();
     inbox.measuring = false;
+    let unsent = feed.unsent(inbox, end_ns.min(d.now_ns()));
     let Some(meter) = meter else {
         inbox.notes.push("it ended before anything was measured".to_owned());
-        return Ok(Step { name: "traffic".to_owned(), unit: "delivered", sent: Some(0), ..Step::default() });
+        let step = Step { name: "traffic".to_owned(), unit: "delivered", sent: Some(0), ..Step::default() };
+        return Ok((step, unsent));
     };
     let mut step = meter.end("traffic", inbox.delivered - before.0, "delivered");
     step.sent = Some(feed.sent - before.1);
-    Ok(step)
+    Ok((step, unsent))
 }
 
 /// Waits for what is still under way.
@@ -292,4 +293,26 @@ pub(super) fn drain(plan: &Plan, shared: &Shared, d: &mut Driver, inbox: &mut In
     }
     inbox.ending = true;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_topic_has_its_subscribers_and_every_subscriber_a_topic() {
+        for (publishers, subscribers, topics) in [(4, 4, 4), (1, 9, 1), (9, 1, 9), (7, 3, 7), (12, 9, 3), (4, 5, 20)] {
+            let plan = Plan { publishers, subscribers, topics, run: 1, ..Plan::default() };
+            let heard: Vec<_> = (0..subscribers).map(|number| hears(&plan, number)).collect();
+            for publisher in 0..publishers {
+                let name = format!("bench/0001/{}", publisher % topics).into_bytes();
+                let hear = heard.iter().filter(|(publishers, _)| publishers.contains(&publisher));
+                assert!(hear.clone().count() > 0, "{publisher} of {plan:?}");
+                let all = subscribers == 1;
+                assert!(hear.clone().all(|(_, filters)| all || filters.contains(&name)));
+                assert_eq!(heard.iter().filter(|(_, f)| all || f.contains(&name)).count(), hear.count());
+            }
+            assert!(heard.iter().all(|(publishers, _)| publishers.is_sorted()));
+        }
+    }
 }

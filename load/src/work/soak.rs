@@ -44,7 +44,7 @@ pub fn run(plan: &Plan, shared: &Shared) -> Result<Report, String> {
         steps.push(traffic(plan, shared, &mut d, (&mut inbox, &mut feed, &mut visits), part_ns)?);
     }
     inbox.note_times();
-    let unsent = feed.unsent(&d, &inbox);
+    let unsent = feed.unsent(&inbox, d.now_ns().min(shared.start_ns() + part_ns * PARTS));
     inbox.notes.extend(not_kept(unsent));
     visits.everybody(&mut d)?;
     drain(plan, shared, &mut d, &mut inbox)?;

@@ -148,6 +148,7 @@ def _own(name: str, p: argparse.ArgumentParser) -> None:
         g.add_argument(
             "--window", type=int, default=100, metavar="N", help="messages that a publisher may have under way"
         )
+    if name in ("subscriptions", "offline"):
         g.add_argument("--messages", type=int, default=0, metavar="N", help="messages in total; 0: a few for each")
     if name == "subscriptions":
         g.add_argument("--subscribers", type=int, default=100, metavar="N", help="clients that share the filters")
