@@ -11,6 +11,8 @@ use crate::usage::{self, Usage};
 
 /// Above this share of its core a generator is taken as the limit.
 const LIMIT_CORES: f64 = 0.95;
+/// What takes no longer has no measured load, seconds.
+const MOMENT_S: f64 = 0.01;
 /// Messages of a schedule that are sent later than this were held up by the generator, us.
 const LATE_US: f64 = 1000.0;
 
@@ -153,7 +155,8 @@ impl Meter {
 impl Step {
     /// Says whether the generator, with so many threads, was the limit.
     pub fn judge(&mut self, threads: usize, scheduled: bool) {
-        let busy = self.generator_cores >= LIMIT_CORES * threads as f64;
+        // no clock is fine enough to say it of a moment
+        let busy = self.seconds > MOMENT_S && self.generator_cores >= LIMIT_CORES * threads as f64;
         let late = self.late_us.as_ref().is_some_and(|l| l.p99 > LATE_US);
         let broker_busy = self.broker.is_some_and(|b| b.cores >= LIMIT_CORES);
         // on a schedule it spins, so only being late tells

@@ -69,6 +69,23 @@ def test_where_nothing_was_measured_there_are_no_figures(words):
     assert "it ended before anything was measured" in run.report["notes"]
 
 
+def test_a_group_without_members_loses_nothing():
+    with FaultyBroker() as broker:
+        words = ["--publishers", 1, "--subscribers", 0, "--shared", "g", "--seconds", 0.1, "--warmup", 0]
+        bench("pub-sub", "-p", broker.port, *words).right()
+
+
+def test_idle_connections_have_no_rate():
+    with FaultyBroker() as broker:
+        idle = bench("connect", "-p", broker.port, "-n", 10, "--seconds", 0).right().steps["idle"]
+        assert (idle["per_second"], idle["generator_limited"]) == (0, False)
+        words = ["-n", 10, "--seconds", 0.05]
+        told = bench("connect", "-p", broker.port, *words, json_too=False).out
+    [line] = [line for line in told.splitlines() if line.startswith("idle: ")]
+    assert line.startswith("idle: 10 connections in 0.0")
+    assert "per second" not in line
+
+
 def test_a_connection_on_a_schedule_is_late_from_the_instant_when_it_was_due():
     """All are due at once and made one after the other: the last has waited for all the others."""
     with FaultyBroker() as broker:

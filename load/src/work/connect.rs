@@ -42,7 +42,9 @@ pub fn run(plan: &Plan, shared: &Shared) -> Result<Report, String> {
     shared.phase("hold", plan.count as u64);
     let meter = Meter::begin(&plan.pids);
     listen(&mut d, &mut inbox, shared, Duration::from_secs_f64(plan.seconds), &|_| shared.stopped())?;
-    steps.push(meter.end("idle", plan.count as u64, "connections"));
+    let idle = meter.end("idle", plan.count as u64, "connections");
+    // they are there all the time: that is no rate
+    steps.push(Step { per_second: 0.0, ..idle });
     inbox.close(&d);
     Ok(inbox.report(plan, steps))
 }

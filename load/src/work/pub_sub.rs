@@ -167,7 +167,7 @@ pub(super) fn subscribers(
         inbox.add_subscriber(id, Subscriber::new(heard.into_iter()));
         wanted.push((id, filters));
     }
-    if !plan.shared.is_empty() && thread == 0 {
+    if !plan.shared.is_empty() && plan.subscribers > 0 && thread == 0 {
         inbox.group = Some(Subscriber::new(0..plan.publishers));
     }
     shared.phase("subscribe", plan.subscribers as u64);

@@ -219,10 +219,8 @@ def told(report: dict[str, Any]) -> str:
     """The report for people."""
     lines = []
     for step in report["steps"]:
-        lines.append(
-            f"{step['name']}: {step['count']:,} {step['unit']} in {step['seconds']:.2f} s, "
-            f"{step['per_second']:,.0f} per second"
-        )
+        rate = f", {step['per_second']:,.0f} per second" if step["per_second"] else ""
+        lines.append(f"{step['name']}: {step['count']:,} {step['unit']} in {step['seconds']:.2f} s{rate}")
         for key, what in (("latency_us", "latency"), ("late_us", "late")):
             if key in step:
                 t = step[key]
