@@ -263,9 +263,11 @@ def test_a_soak_and_its_faults():
         assert (broker.did > 0) == (fault != "")
         if fault == "forget-session":
             assert run.faults["sessions"] == broker.did
+        elif fault == "double":
+            # a second copy that was on its way to a client that just left is never read
+            assert set(run.faults) == {"doubled"} and 0 < run.faults["doubled"] <= broker.did
         else:
-            expected = {"": {}, "lose": {"lost": broker.did}, "double": {"doubled": broker.did}}
-            assert run.faults == expected[fault]
+            assert run.faults == ({"lost": broker.did} if fault else {})
 
     honest = [("", 1, 4), ("", 1, 5), ("", 2, 4), ("", 2, 5)]
     faulty = [("lose", 1, 5), ("lose", 2, 4), ("double", 1, 4), ("double", 2, 5), ("forget-session", 1, 4)]
