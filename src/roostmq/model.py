@@ -1,0 +1,90 @@
+"""The nouns of a cluster: frozen values that everything else speaks of. Imports nothing of ours.
+
+A *cluster* is nodes that share one ring and one NATS. A *partition* is one of P equal ranges of the ring that client ids hash
+onto; the *table* says which node owns it, under which *epoch*, and where its log is. The table alone decides ownership;
+*members* says which nodes count in a majority. Both are versioned, and only compare-and-set changes them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NewType
+
+NodeId = NewType("NodeId", str)
+"""Name of a node, given by the operator: it survives restarts."""
+PartitionId = NewType("PartitionId", int)
+"""0 to P - 1: the top bits of the keyed hash of a client id."""
+Epoch = NewType("Epoch", int)
+"""Counts the owners of a partition; never used twice, also not by the same node."""
+Version = NewType("Version", int)
+"""Counts changes of the table, or of the members; starts at 1."""
+
+
+class PartitionState(StrEnum):
+    SERVING = "serving"
+    MOVING = "moving"
+    """A planned move to `Assignment.target` is under way; the owner still owns."""
+    RECOVERING = "recovering"
+    """The owner is named and has not said yet that it serves."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogRef:
+    """A part of a partition's log: all messages of one subject from one sequence on."""
+
+    stream: str
+    subject: str
+    first: int
+    """Sequence of its first batch in the stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """One partition in the table."""
+
+    owner: NodeId | None
+    """None only before the first node has joined."""
+    epoch: Epoch
+    standbys: tuple[NodeId, ...] = ()
+    state: PartitionState = PartitionState.RECOVERING
+    target: NodeId | None = None
+    logs: tuple[LogRef, ...] = ()
+    """Oldest first; the last one is written to."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionTable:
+    version: Version
+    key_id: str
+    """Fingerprint of the cluster's hash key: a node with another key is refused."""
+    partitions: tuple[Assignment, ...]
+    """By partition id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    node: NodeId
+    incarnation: int
+    """A new one with every start; two nodes with one id are told apart by it."""
+    address: str
+    """host:port of its links."""
+    zone: str = ""
+    weight: float = 1.0
+    formats: tuple[int, int] = (1, 1)
+    """Oldest and newest version of records and links that it reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    version: Version
+    nodes: tuple[Member, ...]
+    """By node id."""
+
+    def find(self, node: NodeId) -> Member | None:
+        return next((m for m in self.nodes if m.node == node), None)
+
+    @property
+    def majority(self) -> int:
+        """How many of them are one."""
+        return len(self.nodes) // 2 + 1
