@@ -1,8 +1,8 @@
 """The nouns of a cluster: frozen values that everything else speaks of. Imports nothing of ours.
 
-A *cluster* is nodes that share one ring and one NATS. A *partition* is one of P equal ranges of the ring that client ids hash
-onto; the *table* says which node owns it, under which *epoch*, and where its log is. The table alone decides ownership;
-*members* says which nodes count in a majority. Both are versioned, and only compare-and-set changes them.
+A *cluster* is nodes that share one ring and one NATS. A *partition* is one of P equal ranges of the ring that client
+ids hash onto; the *table* says which node owns it, under which *epoch*, and where its log is. The table alone decides
+ownership; *members* says which nodes count in a majority. Both are versioned, and only compare-and-set changes them.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ Version = NewType("Version", int)
 
 
 class PartitionState(StrEnum):
+    """What its owner does with a partition."""
+
     SERVING = "serving"
     MOVING = "moving"
     """A planned move to `Assignment.target` is under way; the owner still owns."""
@@ -55,6 +57,8 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class PartitionTable:
+    """Who owns what."""
+
     version: Version
     key_id: str
     """Fingerprint of the cluster's hash key: a node with another key is refused."""
@@ -64,6 +68,8 @@ class PartitionTable:
 
 @dataclass(frozen=True, slots=True)
 class Member:
+    """A node that counts in a majority."""
+
     node: NodeId
     incarnation: int
     """A new one with every start; two nodes with one id are told apart by it."""
@@ -77,11 +83,14 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Members:
+    """Who counts in a majority."""
+
     version: Version
     nodes: tuple[Member, ...]
     """By node id."""
 
     def find(self, node: NodeId) -> Member | None:
+        """The member with this id, or None."""
         return next((m for m in self.nodes if m.node == node), None)
 
     @property
