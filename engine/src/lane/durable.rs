@@ -113,7 +113,7 @@ impl Lane {
         }
     }
 
-    /// Hands over what the partitions wrote in this tick.
+    /// The end of a tick: some of a checkpoint, then what the partitions wrote.
     pub(super) fn write_log(&mut self) {
         let shared = Arc::clone(&self.shared);
         let Some(log) = &shared.log else { return };
@@ -124,6 +124,13 @@ impl Lane {
         if self.now_ms >= self.ledger_saved.1 + LEDGER_MS {
             self.save_ledger();
         }
+        self.hand_over();
+    }
+
+    /// Hands over what the partitions have written since the last time: before anybody is told of it.
+    pub(super) fn hand_over(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        let Some(log) = &shared.log else { return };
         let batches: Vec<_> = self.partitions.iter_mut().flatten().filter_map(|p| p.take_batch()).collect();
         let walked = self.walked.take();
         if batches.is_empty() && walked.is_none() {

@@ -15,6 +15,8 @@ use crate::topic;
 
 /// The user property by which a message says what its acknowledgement shall mean.
 const ACK_WISH: &str = "roost-ack";
+/// Sockets that are read before what they caused leaves: a message does not wait for all others of a long tick.
+const SLICE_SOCKETS: usize = 32;
 /// How long a 3.1.1 client waits for an acknowledgement that will not come, until it is closed.
 const UNANSWERED_MS: u64 = 5_000;
 
@@ -26,9 +28,13 @@ impl Lane {
         }
         let ready = std::mem::take(&mut self.ready);
         let mut buffer = std::mem::take(&mut self.read_buffer);
-        for &key in &ready {
-            self.read_one(key as usize, &mut buffer);
-            self.work();
+        for slice in ready.chunks(SLICE_SOCKETS) {
+            for &key in slice {
+                self.read_one(key as usize, &mut buffer);
+                self.work();
+            }
+            self.hand_over();
+            self.flush_dirty();
         }
         self.read_buffer = buffer;
         let mut spare = ready;
