@@ -50,6 +50,9 @@ pub struct Owed {
     pub outcome: Outcome,
 }
 
+/// What one step of a retained replay may add to a pending output that is full.
+const REPLAY_STEP_BYTES: usize = 512 * 1024;
+
 /// Acknowledgements owed, numbered.
 #[derive(Debug, Default)]
 pub struct OwedQueue {
@@ -313,7 +316,9 @@ impl Connection {
         if self.packet_out_max < u32::MAX && publish_head_len(&head) > self.packet_out_max as usize {
             return Err(Undelivered::TooLarge);
         }
-        if d.qos == QoS::AtMostOnce && self.out.len() > pending_max {
+        // a session that replays retained messages hears of congestion one step later: what it has sent is not cut
+        let max = if d.retain { pending_max + REPLAY_STEP_BYTES } else { pending_max };
+        if d.qos == QoS::AtMostOnce && self.out.len() > max {
             return Err(Undelivered::SlowReader);
         }
         if let Some(aliases) = self.aliases_out.as_deref_mut() {

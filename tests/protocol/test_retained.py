@@ -1,9 +1,10 @@
 """Retained messages (section 3.3.1.3) and message expiry (3.3.2.3.3)."""
 
+import struct
 import time
 
 import pytest
-from wire import unique
+from wire import PINGRESP, PUBLISH, SUBACK, packet, text, unique
 
 
 @pytest.mark.parametrize("version", [4, 5])
@@ -168,3 +169,20 @@ def test_retain_can_be_turned_off(make_broker):
     assert c.connack.properties["retain_available"] == 0
     c.publish("t", "x", retain=True)
     c.refused(0x9A)
+
+
+def test_a_replay_is_never_cut_however_slowly_it_is_read(make_broker):
+    """Also at QoS 0, whose live messages a slow reader loses (3.3.1.3; design, "Retained")."""
+    broker = make_broker("[listeners.tcp]\nport = 0\n[limits]\npending_output_bytes_max = 65536\n")
+    count, filler = 6_000, "x" * 200
+    with broker.client() as owner:
+        for n in range(count):
+            owner.send(owner.publish_bytes(f"kept/{n}", f"{n} {filler}", qos=0, retain=True))
+        owner.send(b"\xc0\x00")
+        owner.want(PINGRESP, 20)
+    with broker.client() as reader:
+        reader.send(packet(0x82, struct.pack(">H", 1) + b"\0" + text("kept/#") + b"\0"))
+        time.sleep(0.5)
+        reader.want(SUBACK)
+        found = {int(reader.want(PUBLISH).payload.split()[0]) for _ in range(count)}
+    assert len(found) == count
