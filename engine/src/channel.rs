@@ -3,8 +3,10 @@
 //! Connection and session are two objects even in one lane; they know each other by these names only, so that a
 //! session can move while its connection stays (design, "Connection and session are two things").
 
+use serde::{Deserialize, Serialize};
+
 /// A connection, wherever it is: lane, place in that lane's table, and which user of the place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ConnectionId {
     /// Lane that owns the socket.
     pub lane: u16,
@@ -15,7 +17,7 @@ pub struct ConnectionId {
 }
 
 /// A session, wherever it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct SessionRef {
     /// Partition that owns it.
     pub partition: u16,
@@ -26,7 +28,7 @@ pub struct SessionRef {
 }
 
 /// A publish that waits for answers: the connection that owes the acknowledgement and its place in the order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Token {
     /// The publisher's connection.
     pub connection: ConnectionId,
@@ -35,7 +37,7 @@ pub struct Token {
 }
 
 /// What became of a publish in the places that wanted it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
     /// Queues that took it.
     pub accepted: u32,

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 use crate::access::Rules;
 use crate::channel::{Outcome, SessionRef};
@@ -199,6 +199,15 @@ pub struct Connection {
     pub rare: Option<Box<Rare>>,
 }
 
+/// What a connection must know of a session that is elsewhere.
+#[derive(Debug, Default)]
+pub struct Away {
+    /// Identifiers of QoS 2 that it has sent and not released.
+    pub held: HashSet<u16>,
+    /// Session Expiry Interval.
+    pub expiry_s: u32,
+}
+
 /// What only some connections have, or all for a short time.
 #[derive(Debug, Default)]
 pub struct Rare {
@@ -216,6 +225,8 @@ pub struct Rare {
     pub why: Option<(&'static str, Option<Reason>, &'static str)>,
     /// Prefix of every topic of this client.
     pub mount_point: Box<str>,
+    /// Its session is elsewhere.
+    pub away: Option<Away>,
 }
 
 impl Connection {
@@ -255,6 +266,13 @@ impl Connection {
     /// Aliases may be assigned towards the client.
     pub fn allow_aliases(&mut self, max: u16) {
         self.aliases_out = (max > 0).then(|| Box::new(AliasesOut { ids: HashMap::default(), max }));
+    }
+
+    /// A QoS 2 identifier of the client is used no more.
+    pub fn release_away(&mut self, id: u16) {
+        if let Some(away) = self.rare.as_mut().and_then(|r| r.away.as_mut()) {
+            away.held.remove(&id);
+        }
     }
 
     /// Appends a small packet.

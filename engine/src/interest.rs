@@ -5,8 +5,9 @@
 //! publish through any other door after it never misses (`30-cluster.md` section 5). A false positive costs one needless
 //! forward.
 
-use std::collections::HashMap;
+use serde::{Deserialize, Serialize};
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 
 use hashbrown::HashMap as FastMap;
 
@@ -25,7 +26,7 @@ impl Keyed for Peer {
 }
 
 /// A change of one place's interest.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delta {
     /// Version after the change.
     pub version: u64,
@@ -53,6 +54,8 @@ pub struct Interest {
     confirmed: Vec<u64>,
     peers_wild: Tree<Peer>,
     peers_exact: FastMap<Fingerprint, u64, foldhash::fast::RandomState>,
+    /// Wildcard filters of the peers that may leave.
+    wild_of: HashMap<u16, HashSet<Box<str>>>,
     seen: u64,
 }
 
@@ -74,6 +77,7 @@ impl Interest {
             confirmed,
             peers_wild: Tree::new(),
             peers_exact: FastMap::default(),
+            wild_of: HashMap::new(),
             seen: 0,
         }
     }
@@ -174,9 +178,12 @@ impl Interest {
     pub fn apply(&mut self, peer: u16, delta: &Delta) {
         self.seen += 1;
         for (add, filter) in &delta.wild {
+            let own = self.wild_of.get_mut(&peer);
             if *add {
+                own.map(|o| o.insert(filter.clone()));
                 self.peers_wild.insert(filter, Peer(peer));
             } else {
+                own.map(|o| o.remove(filter));
                 self.peers_wild.remove(filter, u64::from(peer));
             }
         }
@@ -191,6 +198,33 @@ impl Interest {
                 }
             }
         }
+    }
+
+    /// A place is not there: nobody waits for it, and what it wanted counts no more.
+    pub fn leave(&mut self, peer: u16) {
+        self.confirm(peer, u64::MAX);
+        self.forget_peer(peer);
+    }
+
+    /// A place is there again and knows nothing: it has everything to confirm, and gets everything.
+    pub fn admit(&mut self, peer: u16) -> Delta {
+        if let Some(c) = self.confirmed.get_mut(usize::from(peer)) {
+            *c = 0;
+        }
+        self.forget_peer(peer);
+        let wild = self.wild.keys().map(|filter| (true, filter.clone())).collect();
+        Delta { version: self.version, wild, exact: self.exact.keys().map(|print| (true, *print)).collect() }
+    }
+
+    fn forget_peer(&mut self, peer: u16) {
+        self.seen += 1;
+        for filter in self.wild_of.insert(peer, HashSet::new()).unwrap_or_default() {
+            self.peers_wild.remove(&filter, u64::from(peer));
+        }
+        self.peers_exact.retain(|_, mask| {
+            *mask &= !(1 << peer);
+            *mask != 0
+        });
     }
 
     /// Rises whenever the answer of [`Self::peers_for`] may have changed.

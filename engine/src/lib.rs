@@ -17,6 +17,7 @@ pub mod inflight;
 pub mod interest;
 pub mod lane;
 pub mod limits;
+pub mod link;
 pub mod log;
 pub mod message;
 pub mod net;

@@ -2,7 +2,8 @@
 //!
 //! Invariant: a [`Stored`] is immutable and shared by every queue, lane and retained store that holds it.
 
-use std::cell::{OnceCell, RefCell};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::cell::{Cell, OnceCell, RefCell};
 
 use triomphe::ThinArc;
 
@@ -10,7 +11,7 @@ use crate::codec::QoS;
 
 /// Where a message came from: what makes a repeated publish recognisable (session uid, number), with the number up to
 /// which the publisher has all answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Origin {
     /// Session uid of the publisher.
     pub uid: u64,
@@ -21,7 +22,7 @@ pub struct Origin {
 }
 
 /// The fixed part of a message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Head {
     /// Session uid of the publisher, for No Local; 0 is the broker itself.
     pub publisher: u64,
@@ -82,7 +83,55 @@ impl std::fmt::Debug for Stored {
     }
 }
 
+impl Serialize for Stored {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        (self.head(), Slice(&self.0.slice)).serialize(s)
+    }
+}
+
+impl<'de> Deserialize<'de> for Stored {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let (mut head, Slice(slice)) = <(Head, Slice<'de>)>::deserialize(d)?;
+        let topic = slice.get(..head.topic_len as usize).filter(|t| std::str::from_utf8(t).is_ok());
+        if topic.is_none_or(|t| t.len() + head.props_len as usize > slice.len()) {
+            return Err(serde::de::Error::custom("a message whose parts do not fit"));
+        }
+        head.deadline_ms = translated(head.deadline_ms);
+        Ok(Self(ThinArc::from_header_and_slice(head, slice)))
+    }
+}
+
+/// Bytes, borrowed in both directions.
+struct Slice<'a>(&'a [u8]);
+
+impl Serialize for Slice<'_> {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_bytes(self.0)
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Slice<'a> {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        <&'de [u8]>::deserialize(d).map(Slice)
+    }
+}
+
+/// A deadline in the engine time of another node, in ours; 0 stays 0.
+fn translated(deadline_ms: u64) -> u64 {
+    match deadline_ms {
+        0 => 0,
+        at => AHEAD_MS.get().saturating_add_unsigned(at).max(1).unsigned_abs(),
+    }
+}
+
+/// Messages that are read by this thread from now on were written so much earlier by the clock of their writer: deadlines
+/// are moved by it, milliseconds.
+pub fn translate_deadlines(ahead_ms: i64) {
+    AHEAD_MS.set(ahead_ms);
+}
+
 thread_local! {
+    static AHEAD_MS: Cell<i64> = const { Cell::new(0) };
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 

@@ -4,6 +4,7 @@
 //! same message comes again under the same identifier. Invariants: indices are consecutive; an entry leaves only from
 //! the front and only when finished, so of two indices 65,535 apart at most one is here (`20-engine.md`).
 
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
 use smallvec::SmallVec;
@@ -35,7 +36,7 @@ pub enum Stage {
 }
 
 /// The place of a message in a shared group, which is told when the member is done with it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupPlace {
     /// Partition of the group.
     pub partition: u16,

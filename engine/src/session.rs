@@ -2,6 +2,7 @@
 //!
 //! Durable fields change only in `record`; those of the present channel are marked below and vanish with it.
 
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,7 +21,7 @@ use crate::queue::{Queue, SubscriptionIds};
 pub const NEVER: u32 = u32::MAX;
 
 /// What a client asked for with one filter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Subscription {
     /// Maximum QoS, as granted.
     pub qos: QoS,
@@ -33,7 +34,7 @@ pub struct Subscription {
 }
 
 /// A will as it waits: properties and payload as the client gave them.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Will {
     /// Topic name.
     pub topic: Box<str>,
@@ -75,7 +76,7 @@ impl Total {
 }
 
 /// A connection that asks for its session.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Attach {
     /// Who asks.
     pub connection: ConnectionId,

@@ -29,6 +29,34 @@ pub struct Settings {
     pub data: Option<DataSettings>,
     /// Least ack classes of topics.
     pub ack_filters: Vec<AckFilter>,
+    /// This node among others; alone when absent.
+    pub cluster: Option<ClusterSettings>,
+    /// Connections stay in the lane that accepted them, apart from their sessions: as between nodes, slower than together.
+    pub apart: bool,
+}
+
+/// The nodes of a cluster, and who owns what.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClusterSettings {
+    /// All nodes; their numbers are their positions.
+    pub nodes: Vec<NodeSettings>,
+    /// This one.
+    pub node: u16,
+    /// The node that owns each partition.
+    pub owners: Vec<u16>,
+    /// A node that is not heard for so long is forgotten, milliseconds.
+    pub forget_after_ms: u64,
+}
+
+/// One node.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeSettings {
+    /// Address and port of its links.
+    pub address: std::net::SocketAddr,
+    /// Number of its lanes.
+    pub lanes: u16,
 }
 
 /// The data directory and how it is used.

@@ -4,6 +4,7 @@
 //! member's session ends: the message goes to another member. QoS 2 never goes to another member once sent
 //! [MQTT-4.8.2-5]; refused by a member means to nobody else [MQTT-4.8.2-6]. Pure: what it decides is returned.
 
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, VecDeque};
 
 use crate::channel::SessionRef;
@@ -11,7 +12,7 @@ use crate::codec::QoS;
 use crate::message::Stored;
 
 /// One member.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     /// Its session.
     pub session: SessionRef,

@@ -10,6 +10,7 @@
 //! `pattern deny`, as in mosquitto.) A username or client id that would change the meaning of a pattern (`+`, `#`, `/`,
 //! a leading `$`) is allowed nothing by it, but still denied by it.
 
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -25,7 +26,7 @@ pub enum Action {
     Deliver,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Right {
     Read,
     Write,
@@ -49,7 +50,7 @@ impl Right {
     }
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Rule {
     right: Right,
     filter: Box<str>,
@@ -174,7 +175,7 @@ impl AclFile {
 }
 
 /// Two lists of rules, each with its denials first: the first rule that matches and has something to say decides.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Layer {
     groups: [Arc<[Rule]>; 2],
 }
@@ -218,14 +219,14 @@ impl TokenRights {
 }
 
 /// All that are there must allow.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Layers {
     file: Option<Layer>,
     token: Option<Layer>,
 }
 
 /// What one client may do; cheap to clone. The default allows everything.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Rules {
     layers: Option<Arc<Layers>>,
 }

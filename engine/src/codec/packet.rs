@@ -1,5 +1,6 @@
 //! The control packets as data; every text and payload borrows from the buffer it was read from.
 
+use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use super::property::{MessageProperties, Properties};
@@ -26,7 +27,7 @@ impl Version {
 }
 
 /// Quality of service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash, Serialize, Deserialize)]
 pub enum QoS {
     /// QoS 0.
     #[default]
@@ -139,7 +140,7 @@ pub struct Publish<'a> {
 }
 
 /// Which acknowledgement.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the variants are the packet names of the standard")]
 pub enum AckKind {
     Puback = 4,

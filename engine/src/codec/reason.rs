@@ -1,7 +1,9 @@
 //! Reason codes of MQTT 5.0 (section 2.4) and their 3.1.1 CONNACK forms.
 
+use serde::{Deserialize, Serialize};
+
 /// A reason code; 0x80 and above mean failure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
 pub struct Reason(pub u8);
 
 impl Reason {

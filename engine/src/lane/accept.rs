@@ -70,7 +70,7 @@ impl Lane {
         let transport = Transport::new(stream, address, layers, self.config.settings.mqtt.tcp_nodelay);
         let lanes = u32::from(self.shared.ring.lanes());
         let turn = self.shared.turn.fetch_add(1, Ordering::Relaxed) % lanes;
-        let to = u16::try_from(turn).unwrap_or(0);
+        let to = self.shared.ring.place(u16::try_from(turn).unwrap_or(0));
         if to == self.number {
             self.open_socket(index, transport);
         } else {

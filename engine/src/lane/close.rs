@@ -31,7 +31,9 @@ impl Lane {
         let Some(c) = self.connections.get_mut(key) else { return };
         if let Some(expiry_s) = packet.properties.session_expiry_s {
             let session = c.session;
-            let was = self.partition(session.partition).and_then(|p| p.session(session)).map_or(0, |s| s.expiry_s);
+            let away = c.rare.as_ref().and_then(|r| r.away.as_ref()).map(|a| a.expiry_s);
+            let here = self.partition(session.partition).and_then(|p| p.session(session)).map(|s| s.expiry_s);
+            let was = here.or(away).unwrap_or(0);
             if was == 0 && expiry_s != 0 {
                 return self.refuse(key, Reason::PROTOCOL_ERROR, "session expiry raised from 0");
             }
@@ -97,7 +99,7 @@ impl Lane {
             return; // the log remembers it as connected: a broker that stops declares nobody dead
         }
         let input = Input::Detach { session, client_id: &client_id, connection, ending };
-        self.step(partition, input, None);
+        self.to_session(partition, input);
         self.note_partition_timers();
     }
 

@@ -7,7 +7,7 @@ use super::{Lane, LaneMessage, Timer};
 use crate::access::{Grant, Login, Refusal, Verdict};
 use crate::channel::{ConnectionId, SessionRef};
 use crate::codec::{self, AckKind, Connack, Connect, Frame, Malformed, Packet, Properties, Reason, Version};
-use crate::connection::{Connection, Rare, Stage};
+use crate::connection::{Away, Connection, Rare, Stage};
 use crate::limits::PACKET_BYTES_PROTOCOL;
 use crate::partition::Input;
 use crate::session::{Attach, NEVER, Will};
@@ -197,8 +197,9 @@ impl Lane {
         c.stage = Stage::Attaching;
         self.shared.count_connection(c.listener, true);
         let partition = self.shared.ring.partition(&c.client_id);
-        let lane = self.shared.ring.lane(partition);
-        if lane == self.number {
+        let lane = self.shared.ring.home(partition);
+        // a socket cannot go to another node: there its connection stays, apart from the session
+        if lane == self.number || self.config.settings.apart || self.shared.ring.here(lane).is_none() {
             return self.ask_for_session(key);
         }
         let Some(mut connection) = self.connections.try_remove(key) else { return };
@@ -241,18 +242,26 @@ impl Lane {
         };
         let partition = self.shared.ring.partition(&client_id);
         c.rare.get_or_insert_default().connect = bytes;
-        self.step(partition, Input::Attach(Box::new(attach)), None);
+        self.to_session(partition, Input::Attach(Box::new(attach)));
     }
 
-    /// The session is there: the connection opens.
-    pub(super) fn on_attached(&mut self, connection: ConnectionId, session: SessionRef, present: bool) {
+    /// The session is there: the connection opens. `away` if it is elsewhere.
+    pub(super) fn on_attached(
+        &mut self,
+        connection: ConnectionId,
+        session: SessionRef,
+        present: bool,
+        away: Option<Away>,
+    ) {
         let Some(c) = self.connection(connection).filter(|c| c.stage == Stage::Attaching) else {
             // it was closed while its session was being asked for
             return;
         };
         c.stage = Stage::Open;
         c.session = session;
-        let bytes = std::mem::take(&mut c.rare.get_or_insert_default().connect);
+        let rare = c.rare.get_or_insert_default();
+        rare.away = away;
+        let bytes = std::mem::take(&mut rare.connect);
         let version = c.version;
         let key = connection.key as usize;
         if let Some(connect) = read_connect(&bytes, version) {
@@ -284,7 +293,7 @@ impl Lane {
         let rare = c.rare.get_or_insert_default();
         let assigned = rare.assigned;
         let timed = rare.expires_at_s.is_some();
-        let keep_rare = timed || !rare.mount_point.is_empty();
+        let keep_rare = timed || !rare.mount_point.is_empty() || rare.away.is_some();
         let (id, username) = (c.client_id.clone(), c.username.clone());
         let information = connect.properties.request_response == Some(true);
         let information = information.then(|| config.settings.mqtt.response_information.replace("%c", &id));

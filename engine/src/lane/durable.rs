@@ -53,7 +53,7 @@ impl Lane {
                 None => Partition::new(p, rules, shared.incarnation),
             }
         };
-        let mine = |p: &u16| shared.ring.lane(*p) == number;
+        let mine = |p: &u16| shared.ring.home(*p) == number;
         let mut make = make;
         (0..shared.ring.partitions()).map(|p| mine(&p).then(|| Box::new(make(p)))).collect()
     }
@@ -85,9 +85,9 @@ impl Lane {
     fn finish_phase(&mut self, phase: u8) {
         self.write_log();
         self.send_mail();
-        for lane in 0..self.shared.ring.lanes() {
-            if lane != self.number {
-                self.send(lane, LaneMessage::Phase(phase));
+        for place in (0..self.shared.ring.lanes()).map(|lane| self.shared.ring.place(lane)).collect::<Vec<_>>() {
+            if place != self.number {
+                self.send(place, LaneMessage::Phase(phase));
             }
         }
         self.send_mail();

@@ -1,6 +1,6 @@
 //! Carries out what partitions want: deliveries to connections, answers to publishers, changes of tree and interest.
 
-use super::{Conveyed, Lane, LaneMessage, Todo};
+use super::{Conveyed, Lane, LaneMessage, ToConnection, Todo};
 use crate::channel::{ConnectionId, Outcome, Token};
 use crate::codec::{AckKind, QoS};
 use crate::connection::{Stage, Undelivered};
@@ -8,6 +8,9 @@ use crate::limits::Drop as DropReason;
 use crate::message::{Inbound, Origin, Stored};
 use crate::partition::{Body, Deliver, Effect, Input};
 use crate::stats::{Counter, LedgerEntry};
+
+/// Publishers wait while so much is under way to another node.
+const LINK_BACKLOG_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 impl Lane {
     /// Steps a partition of this lane and carries out what follows; `current` is the message being routed.
@@ -24,6 +27,9 @@ impl Lane {
     pub(super) fn carry_out(&mut self, effects: &mut Vec<Effect>, current: Option<&Inbound<'_>>) {
         for effect in effects.drain(..) {
             match effect {
+                Effect::Deliver(deliver) if deliver.connection.lane != self.number => {
+                    self.deliver_elsewhere(deliver, current);
+                }
                 Effect::Deliver(deliver) => self.deliver(&deliver, current),
                 Effect::Answer { token, outcome } => self.answer(token, outcome),
                 Effect::Pubrel { connection, id, reason } => self.ack_to(connection, AckKind::Pubrel, id, reason),
@@ -36,7 +42,13 @@ impl Lane {
 
     fn carry_out_rare(&mut self, effect: Effect) {
         match effect {
-            Effect::Attached { connection, session, present } => self.on_attached(connection, session, present),
+            Effect::Attached { connection, session, present } if connection.lane == self.number => {
+                self.on_attached(connection, session, present, None);
+            }
+            Effect::Attached { connection, session, present } => self.attached_elsewhere(connection, session, present),
+            Effect::Close { connection, reason } if connection.lane != self.number => {
+                self.to_connection(connection, ToConnection::Close { reason });
+            }
             Effect::Close { connection, reason } => self.todo.push_back(Todo::Close { connection, reason }),
             Effect::Subscribe { filter, subscriber } => self.tree_add(&filter, subscriber),
             Effect::Unsubscribe { filter, key } => self.tree_remove(&filter, key),
@@ -83,7 +95,7 @@ impl Lane {
         self.route(&Inbound::from_stored(message));
     }
 
-    fn deliver(&mut self, d: &Deliver, current: Option<&Inbound<'_>>) {
+    pub(super) fn deliver(&mut self, d: &Deliver, current: Option<&Inbound<'_>>) {
         // a publisher hears PUBREC before its own message comes back to it
         let own = self.flow.token.is_some_and(|t| t.connection == d.connection);
         match &d.body {
@@ -151,7 +163,11 @@ impl Lane {
         self.stats.add(by_qos, 1);
     }
 
-    fn ack_to(&mut self, connection: ConnectionId, kind: AckKind, id: u16, reason: crate::codec::Reason) {
+    /// PUBREL or PUBCOMP, for a connection here or elsewhere.
+    pub(super) fn ack_to(&mut self, connection: ConnectionId, kind: AckKind, id: u16, reason: crate::codec::Reason) {
+        if connection.lane != self.number {
+            return self.to_connection(connection, ToConnection::Ack { kind, id, reason });
+        }
         if self.connection(connection).is_some_and(|c| c.stage == Stage::Open) {
             self.acknowledge(connection.key as usize, kind, id, reason);
         }
@@ -174,6 +190,12 @@ impl Lane {
             }
             return;
         }
+        if token.connection.lane != self.number {
+            return self.send(token.connection.lane, LaneMessage::Answer { token, outcome });
+        }
+        if !self.holding.is_empty() {
+            self.holding.remove(&key);
+        }
         let Some(c) = self.connection(token.connection) else { return };
         if let Some(owed) = c.owed.get_mut(token.number) {
             owed.outcome.add(outcome);
@@ -188,6 +210,8 @@ impl Lane {
     fn on_held(&mut self, token: Token, origin: Origin) {
         if self.flow.token == Some(token) {
             self.flow.held = Some(origin);
+        } else if token.connection.lane != self.number {
+            self.to_connection(token.connection, ToConnection::Held { number: token.number, origin });
         }
     }
 
@@ -209,26 +233,22 @@ impl Lane {
     }
 
     fn forget_everywhere(&mut self, uid: u64) {
-        for lane in 0..self.shared.ring.lanes() {
-            if lane != self.number {
-                self.send(lane, LaneMessage::Forget { uid });
-            }
-        }
+        self.send_all(|| LaneMessage::Forget { uid });
         self.todo.push_back(Todo::Forget { uid });
     }
 
     pub(super) fn do_one(&mut self, todo: Todo) {
         match todo {
             Todo::Close { connection, reason } => self.close_for_session(connection, reason),
-            Todo::TooLarge { session, id } => self.step(session.partition, Input::TooLarge { session, id }, None),
+            Todo::TooLarge { session, id } => self.to_session(session.partition, Input::TooLarge { session, id }),
             Todo::Resume { session } => self.resume_after_writing(session),
             Todo::Congested { session, congested } => {
-                self.step(session.partition, Input::Congested { session, congested }, None);
+                self.to_session(session.partition, Input::Congested { session, congested });
             }
             Todo::Publish { message } => self.publish_stored(&message),
             Todo::Partition { partition, what } => self.on_conveyed(partition, what),
             Todo::Joined { group, member, again, question } => self.on_join(&group, member, again, question),
-            Todo::Opened { session } => self.step(session.partition, Input::Opened { session }, None),
+            Todo::Opened { session } => self.to_session(session.partition, Input::Opened { session }),
             Todo::Forget { uid } => {
                 for partition in 0..self.shared.ring.partitions() {
                     if self.partition(partition).is_some() {
@@ -242,14 +262,14 @@ impl Lane {
     /// A session has more than one step may send: write first, so that the pending output stays small.
     fn resume_after_writing(&mut self, session: crate::channel::SessionRef) {
         let channel = self.partition(session.partition).and_then(|p| p.session(session)).and_then(|s| s.channel);
-        if let Some(channel) = channel {
+        if let Some(channel) = channel.filter(|c| c.connection.lane == self.number) {
             self.flush(channel.connection.key as usize);
         }
         self.step(session.partition, Input::Resume { session }, None);
     }
 
     /// The session wants its connection to end: taken over, kicked, or a broken rule.
-    fn close_for_session(&mut self, connection: ConnectionId, reason: crate::codec::Reason) {
+    pub(super) fn close_for_session(&mut self, connection: ConnectionId, reason: crate::codec::Reason) {
         if self.connection(connection).is_none() {
             return;
         }
@@ -263,6 +283,8 @@ impl Lane {
     /// A lane whose neighbour cannot keep up does not read; nobody's keep alive suffers from that.
     pub(super) fn held_up(&self) -> bool {
         let max = self.config.limits.lane_queue_max;
-        self.log_is_behind() || self.shared.mailboxes.len() > 1 && self.shared.mailboxes.iter().any(|m| m.len() > max)
+        self.log_is_behind()
+            || self.shared.links.get().is_some_and(|l| l.backlog() > LINK_BACKLOG_BYTES_MAX)
+            || self.shared.mailboxes.len() > 1 && self.shared.mailboxes.iter().any(|m| m.len() > max)
     }
 }

@@ -4,11 +4,14 @@
 //! other one; a confirmation names these counts, so that a question about retained messages is answered only after
 //! everything that was sent before the confirmation has been applied.
 
+use serde::{Deserialize, Serialize};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mio::{Poll, Token as Place, Waker};
 
+use super::cluster::post_to_node;
+use super::relay::{ToConnection, ToSession};
 use super::{Flow, Lane, Todo};
 use crate::access::{Grant, Refusal};
 use crate::channel::{ConnectionId, Outcome, SessionRef, Token};
@@ -24,7 +27,7 @@ use crate::shared::Member;
 use crate::stats::Counter;
 
 /// A SUBACK that waits, in the lane that asks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Question {
     /// The lane that asks.
     pub lane: u16,
@@ -33,7 +36,7 @@ pub struct Question {
 }
 
 /// Something for a partition of another lane (or of this one, later in the tick).
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "as `partition::Input`, but owned")]
 pub enum Conveyed {
     GroupLeave { group: Box<str>, session: SessionRef },
@@ -44,7 +47,7 @@ pub enum Conveyed {
 }
 
 /// A question for the retained messages that a filter matches.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct RetainedQuery {
     /// Who asks.
     pub from: u16,
@@ -58,26 +61,88 @@ pub struct RetainedQuery {
 
 /// What one lane says to another.
 #[expect(missing_docs, reason = "the fields are named after what they hold")]
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub enum LaneMessage {
-    Socket { listener: u16, transport: Box<Transport> },
-    Connection(Box<Connection>),
-    Checked { connection: ConnectionId, result: Box<Result<Grant, Refusal>> },
-    Publish { message: Stored, token: Option<Token> },
-    Retain { partition: u16, message: Stored, token: Option<Token> },
-    Answer { token: Token, outcome: Outcome },
+    Publish {
+        message: Stored,
+        token: Option<Token>,
+    },
+    Retain {
+        partition: u16,
+        message: Stored,
+        token: Option<Token>,
+    },
+    Answer {
+        token: Token,
+        outcome: Outcome,
+    },
+    ToSession {
+        partition: u16,
+        what: ToSession,
+    },
+    ToConnection {
+        connection: ConnectionId,
+        what: ToConnection,
+    },
     Interest(Delta),
-    Confirm { version: u64, sent: Vec<u64> },
+    Confirm {
+        version: u64,
+        sent: Vec<u64>,
+    },
     Ask(RetainedQuery),
-    Replay { gathering: u64, messages: Vec<Stored> },
-    Convey { partition: u16, what: Conveyed },
-    Join { group: Box<str>, member: Member, again: bool, question: Option<Question> },
-    Joined { key: usize },
-    Forget { uid: u64 },
+    Replay {
+        gathering: u64,
+        messages: Vec<Stored>,
+    },
+    Convey {
+        partition: u16,
+        what: Conveyed,
+    },
+    Join {
+        group: Box<str>,
+        member: Member,
+        again: bool,
+        question: Option<Question>,
+    },
+    Joined {
+        key: usize,
+    },
+    Forget {
+        uid: u64,
+    },
     Restarted,
+    // these never leave the process; they stand last, as the others are numbered on links
+    #[serde(skip)]
+    Socket {
+        listener: u16,
+        transport: Box<Transport>,
+    },
+    #[serde(skip)]
+    Connection(Box<Connection>),
+    #[serde(skip)]
+    Checked {
+        connection: ConnectionId,
+        result: Box<Result<Grant, Refusal>>,
+    },
+    #[serde(skip)]
     Phase(u8),
+    #[serde(skip)]
     Log(LogEvent),
+    #[serde(skip)]
     Order(Order),
+    /// A node is there, under this number of times that it was, or is not any more.
+    #[serde(skip)]
+    Peer {
+        node: u16,
+        turn: Option<u32>,
+    },
+    /// A batch from a lane of another node, with that node's engine time.
+    #[serde(skip)]
+    Linked {
+        from: u16,
+        now_ms: u64,
+        bytes: Vec<u8>,
+    },
 }
 
 /// Where others leave messages for a lane.
@@ -154,6 +219,9 @@ impl Lane {
         if to == self.number {
             return self.on_message(to, message);
         }
+        if !self.reaches(to) {
+            return;
+        }
         let at = usize::from(to);
         if let Some(n) = self.sent.get_mut(at) {
             *n += 1;
@@ -165,7 +233,7 @@ impl Lane {
 
     /// Something for a partition: of this lane later in the tick, of another lane by its mailbox.
     pub(super) fn convey(&mut self, partition: u16, what: Conveyed) {
-        let lane = self.shared.ring.lane(partition);
+        let lane = self.shared.ring.home(partition);
         if lane == self.number {
             self.todo.push_back(Todo::Partition { partition, what });
         } else {
@@ -175,19 +243,17 @@ impl Lane {
 
     pub(super) fn send_mail(&mut self) {
         if let Some(delta) = self.interest.take_delta() {
-            for lane in 0..self.shared.ring.lanes() {
-                if lane != self.number {
-                    self.send(lane, LaneMessage::Interest(delta.clone()));
-                }
-            }
+            self.send_all(|| LaneMessage::Interest(delta.clone()));
         }
-        for (to, batch) in self.outgoing.iter_mut().enumerate() {
+        for (to, batch) in (0..).zip(&mut self.outgoing) {
             if batch.is_empty() {
                 continue;
             }
             self.stats.add(Counter::lane_messages, batch.len() as u64);
-            if let Some(mailbox) = self.shared.mailboxes.get(to) {
-                mailbox.post(self.number, std::mem::take(batch));
+            let batch = std::mem::take(batch);
+            match self.shared.mailbox(to) {
+                Some(mailbox) => mailbox.post(self.number, batch),
+                None => post_to_node(&self.shared, &self.nodes, self.number, to, &batch),
             }
         }
     }
@@ -213,7 +279,7 @@ impl Lane {
     }
 
     pub(super) fn receive_mail(&mut self) {
-        let Some(mailbox) = self.shared.mailboxes.get(usize::from(self.number)) else { return };
+        let Some(mailbox) = self.shared.mailbox(self.number) else { return };
         self.inbox.extend(mailbox.take().into_iter().map(|(from, batch)| (from, batch.into_iter())));
         if self.inbox.is_empty() {
             return;
@@ -224,7 +290,8 @@ impl Lane {
                 self.inbox.pop_front();
                 continue;
             };
-            if from != self.number {
+            let counts = !matches!(message, LaneMessage::Linked { .. } | LaneMessage::Peer { .. });
+            if from != self.number && counts {
                 if let Some(n) = self.received.get_mut(usize::from(from)) {
                     *n += 1;
                 }
@@ -235,10 +302,12 @@ impl Lane {
         self.answer_deferred();
     }
 
-    fn on_message(&mut self, from: u16, message: LaneMessage) {
+    pub(super) fn on_message(&mut self, from: u16, message: LaneMessage) {
         match message {
             LaneMessage::Publish { message, token } => self.on_forwarded(&message, token),
             LaneMessage::Answer { token, outcome } => self.answer(token, outcome),
+            LaneMessage::ToSession { partition, what } => self.on_to_session(partition, what),
+            LaneMessage::ToConnection { connection, what } => self.on_to_connection(connection, what),
             LaneMessage::Retain { partition, message, token } => {
                 let inbound = Inbound::from_stored(&message);
                 self.flow = Flow { token, waiting: 1, ..Flow::default() };
@@ -269,6 +338,8 @@ impl Lane {
             LaneMessage::Forget { uid } => self.todo.push_back(Todo::Forget { uid }),
             LaneMessage::Restarted => self.on_peer_restarted(from),
             LaneMessage::Order(order) => self.on_order(order),
+            LaneMessage::Peer { node, turn } => self.on_node(node, turn),
+            LaneMessage::Linked { from, now_ms, bytes } => self.on_linked(from, now_ms, &bytes),
         }
     }
 

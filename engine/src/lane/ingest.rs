@@ -182,11 +182,12 @@ impl Lane {
         let session = c.session;
         let input = if ack.kind == AckKind::Pubrel {
             c.receiving = c.receiving.saturating_sub(1);
+            c.release_away(ack.id);
             Input::Release { session, connection, id: ack.id, answer: true }
         } else {
             Input::Ack { session, connection, kind: ack.kind, id: ack.id, reason: ack.reason }
         };
-        self.step(session.partition, input, None);
+        self.to_session(session.partition, input);
     }
 
     /// The life of a PUBLISH begins here: limits, alias, access, then the route.
@@ -252,7 +253,9 @@ impl Lane {
         // a repeated QoS 2 identifier is not another message
         let partition = self.partitions.get(usize::from(c.session.partition)).and_then(|p| p.as_deref());
         let held = partition.and_then(|part| part.session(c.session)).and_then(|s| s.held.as_ref());
-        if p.qos == QoS::ExactlyOnce && held.is_some_and(|h| h.get(p.id).is_some()) {
+        let away = c.rare.as_ref().and_then(|r| r.away.as_ref());
+        let held = held.is_some_and(|h| h.get(p.id).is_some()) || away.is_some_and(|a| a.held.contains(&p.id));
+        if p.qos == QoS::ExactlyOnce && held {
             return Ok(());
         }
         Err((Reason::RECEIVE_MAXIMUM, "receive maximum exceeded"))
@@ -343,6 +346,9 @@ impl Lane {
         let session = c.session;
         let token = Token { connection, number: c.owed.next() };
         c.owed.push(Owed { id, exactly_once: true, waiting: 1, outcome: Default::default() });
+        if !self.owns(session.partition) {
+            return self.hold_elsewhere(key, id, token, &message);
+        }
         let before = self.held(session);
         self.flow = Flow { token: Some(token), ..Flow::default() };
         self.step(session.partition, Input::Hold { session, id, token }, None);
@@ -352,9 +358,15 @@ impl Lane {
             message.head.origin = origin;
             self.route(&Inbound::new(message));
         }
+        self.routed_qos2(token, u16::from(fresh));
+    }
+
+    /// A QoS 2 publish is on its way: PUBREC waits for the answers that are missing. `fresh` counts against Receive Maximum.
+    pub(super) fn routed_qos2(&mut self, token: Token, fresh: u16) {
+        let key = token.connection.key as usize;
         let Flow { waiting, outcome, own, .. } = std::mem::take(&mut self.flow);
         let Some(c) = self.connections.get_mut(key) else { return };
-        c.receiving = c.receiving.saturating_add(u16::from(fresh));
+        c.receiving = c.receiving.saturating_add(fresh);
         if let Some(owed) = c.owed.get_mut(token.number) {
             owed.waiting = waiting;
             owed.outcome.add(outcome);
@@ -387,9 +399,10 @@ impl Lane {
             c.send_ack(AckKind::Pubrec, owed.id, reason);
             if reason.is_error() {
                 c.receiving = c.receiving.saturating_sub(1);
+                c.release_away(owed.id);
                 let session = c.session;
                 let input = Input::Release { session, connection, id: owed.id, answer: false };
-                self.step(session.partition, input, None);
+                self.to_session(session.partition, input);
             }
         }
         self.mark_dirty(key);

@@ -6,6 +6,9 @@
 
 mod accept;
 mod close;
+mod cluster;
+#[cfg(test)]
+mod cluster_tests;
 mod connect;
 mod durable;
 mod effects;
@@ -16,6 +19,7 @@ mod ingest;
 mod log_tests;
 mod orders;
 mod peers;
+mod relay;
 mod route;
 mod subscribe;
 #[cfg(test)]
@@ -34,6 +38,7 @@ use slab::Slab;
 
 pub use durable::Recovered;
 pub use exchange::{Conveyed, LaneMessage, Mailbox, Question};
+pub use relay::{ToConnection, ToSession};
 
 use crate::channel::{ConnectionId, Outcome, SessionRef, Token};
 use crate::codec::Reason;
@@ -136,12 +141,16 @@ pub struct Lane {
     spare_effects: Vec<Effects>,
     flow: Flow,
     late: HashMap<(ConnectionId, u64), (u16, Outcome)>,
+    /// QoS 2 publishes whose identifiers are being held by sessions that are elsewhere.
+    holding: HashMap<(ConnectionId, u64), Stored>,
     /// Messages of other lanes that are being worked off; a panic costs the one that caused it.
     inbox: VecDeque<(u16, std::vec::IntoIter<LaneMessage>)>,
     outgoing: Vec<Vec<LaneMessage>>,
     sent: Vec<u64>,
     received: Vec<u64>,
     peer_sent: Vec<Vec<u64>>,
+    /// Other nodes that are there, with how often each has come.
+    nodes: HashMap<u16, u32>,
     questions: Slab<subscribe::Asked>,
     gatherings: HashMap<u64, subscribe::Gathering, RandomState>,
     gathered: u64,
@@ -169,11 +178,11 @@ impl Lane {
     /// # Errors
     /// The operating system refuses another event queue.
     pub fn new(number: u16, shared: Arc<Shared>, config: Arc<Config>, poll: Poll, recovered: Recovered) -> Self {
-        let lanes = usize::from(shared.ring.lanes());
+        let places = usize::from(shared.ring.places());
         let partitions = Self::partitions_of(number, &shared, &config, recovered);
-        let stats = shared.stats.get(usize::from(number)).cloned().unwrap_or_default();
+        let stats = shared.ring.here(number).and_then(|i| shared.stats.get(i)).cloned().unwrap_or_default();
         let mut ledger = Ledger::new(config.limits.ledger_entries_max);
-        let mine = |client_id: &str| shared.ring.lane(shared.ring.partition(client_id)) == number;
+        let mine = |client_id: &str| shared.ring.home(shared.ring.partition(client_id)) == number;
         shared.ledgers.earlier(mine).into_iter().for_each(|e| ledger.note(e));
         Self {
             number,
@@ -186,7 +195,7 @@ impl Lane {
             lingering: Slab::new(),
             partitions,
             tree: Tree::new(),
-            interest: Interest::new(number, lanes, shared.ring.key()),
+            interest: Self::interest_of(number, &shared),
             cache: HashMap::default(),
             timers: Timers::new(),
             partitions_due_ms: None,
@@ -198,11 +207,13 @@ impl Lane {
             spare_effects: Vec::new(),
             flow: Flow::default(),
             late: HashMap::new(),
+            holding: HashMap::new(),
             inbox: VecDeque::new(),
-            outgoing: std::iter::repeat_with(Vec::new).take(lanes).collect(),
-            sent: vec![0; lanes],
-            received: vec![0; lanes],
-            peer_sent: vec![vec![0; lanes]; lanes],
+            outgoing: std::iter::repeat_with(Vec::new).take(places).collect(),
+            sent: vec![0; places],
+            received: vec![0; places],
+            peer_sent: vec![vec![0; places]; places],
+            nodes: HashMap::new(),
             questions: Slab::new(),
             gatherings: HashMap::default(),
             gathered: 0,
@@ -255,7 +266,7 @@ impl Lane {
         };
         let (recovered, resumed) = crate::port::reread(&shared, self.number, self.now_ms);
         let mut fresh = Self::new(self.number, Arc::clone(&shared), config, poll, recovered);
-        if let Some(mailbox) = shared.mailboxes.get(usize::from(self.number)) {
+        if let Some(mailbox) = shared.mailbox(self.number) {
             mailbox.rewire(&fresh.poll, WAKER);
         }
         for (index, mut listener) in self.listeners.drain(..) {
@@ -272,6 +283,7 @@ impl Lane {
         self.interest.forget_own();
         std::mem::swap(&mut fresh.interest, &mut self.interest);
         self.take_back_mail();
+        fresh.nodes = std::mem::take(&mut self.nodes);
         fresh.sent.clone_from(&self.sent);
         fresh.received.clone_from(&self.received);
         // names are never used again, what was said is said, what has come is read
@@ -364,7 +376,10 @@ impl Lane {
 
     /// The connection that a name means, if it is still that one.
     fn connection(&mut self, id: ConnectionId) -> Option<&mut Connection> {
-        self.connections.get_mut(id.key as usize).map(Box::as_mut).filter(|c| c.generation == id.generation)
+        self.connections
+            .get_mut(id.key as usize)
+            .map(Box::as_mut)
+            .filter(|c| c.generation == id.generation && id.lane == self.number)
     }
 
     fn id_of(&self, key: usize) -> ConnectionId {

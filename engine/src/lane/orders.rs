@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{Flow, Lane};
+use super::{Flow, Lane, ToConnection};
 use crate::codec::{QoS, Reason};
 use crate::connection::Stage;
 use crate::message::{Head, Message, Stored};
-use crate::partition::Input;
 use crate::port::{Fault, Order};
 use crate::stats::Gauge;
 
@@ -70,15 +69,24 @@ impl Lane {
 
     fn disconnect_client(&mut self, client_id: &str, reason: Reason, silent: bool, drop_will: bool) {
         let found = self.connections.iter().find(|(_, c)| *c.client_id == *client_id && c.stage == Stage::Open);
-        let Some(key) = found.map(|(key, _)| key) else { return };
+        if let Some((key, _)) = found {
+            return self.kick(key, reason, silent, drop_will);
+        }
+        let partition = self.partition(self.shared.ring.partition(client_id)).map(|p| p.state());
+        let session = partition.and_then(|state| state.session(state.find(client_id)?));
+        if let Some(channel) = session.and_then(|s| s.channel) {
+            self.to_connection(channel.connection, ToConnection::Kick { reason, silent, drop_will });
+        }
+    }
+
+    pub(super) fn kick(&mut self, key: usize, reason: Reason, silent: bool, drop_will: bool) {
         if let Some(c) = self.connections.get_mut(key) {
             c.ending.will = !drop_will;
         }
         if silent {
             return self.lost(key, "dropped by an operator");
         }
-        let partition = self.shared.ring.partition(client_id);
-        self.step(partition, Input::Kick { client_id, reason }, None);
+        self.close_for_session(self.id_of(key), reason);
     }
 
     fn delay_present(&mut self, wanted: &str, ms: u64) {
@@ -110,9 +118,7 @@ impl Lane {
         let Some(access) = listener.and_then(|l| self.config.access.get(l.access)) else { return };
         c.rules = access.renew(&c.rules, c.username.as_deref(), &c.client_id);
         let (session, rules) = (c.session, c.rules.clone());
-        if let Some(partition) = self.partition(session.partition) {
-            partition.set_rights(session, rules);
-        }
+        self.set_rights(session, rules);
     }
 
     /// No new connections; the others are told why they end [MQTT 5.0, 3.14.2.1].

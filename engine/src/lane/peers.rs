@@ -3,25 +3,28 @@
 //! Whoever waits for an answer from it is closed and repeats (QoS 1 may come twice, but nothing is lost without a sign),
 //! and shared groups learn who is left. Nothing is asked a second time from here: it may be what caused the panic.
 
-use super::{Lane, LaneMessage};
-use crate::channel::ConnectionId;
+use super::{Lane, LaneMessage, ToConnection};
+use crate::channel::{ConnectionId, SessionRef};
 use crate::codec::Reason;
-use crate::connection::{OwedQueue, Stage};
+use crate::connection::{Connection, OwedQueue, Stage};
+use crate::partition::{Ending, Input};
 
 impl Lane {
     /// This lane has begun anew.
     pub(super) fn tell_peers(&mut self) {
-        for lane in 0..self.shared.ring.lanes() {
-            if lane != self.number {
-                self.send(lane, LaneMessage::Restarted);
-            }
-        }
+        self.send_all(|| LaneMessage::Restarted);
     }
 
     pub(super) fn on_peer_restarted(&mut self, peer: u16) {
         let owed = self.connections.iter().filter(|(_, c)| !c.owed.is_empty()).map(|(key, _)| key);
         let mut waiting: Vec<ConnectionId> = owed.map(|key| self.id_of(key)).collect();
         waiting.extend(self.joining());
+        let home = |partition| self.shared.ring.home(partition) == peer;
+        let away = self.connections.iter().filter(|(_, c)| c.session.uid != 0 && home(c.session.partition));
+        let away: Vec<usize> = away.map(|(key, _)| key).collect();
+        waiting.extend(away.into_iter().map(|key| self.id_of(key)));
+        self.detach_from(peer);
+        self.refuse_attaching(peer);
         for session in self.gather_without(peer) {
             let channel = self.partition(session.partition).and_then(|p| p.session(session)).and_then(|s| s.channel);
             waiting.extend(channel.map(|c| c.connection));
@@ -32,8 +35,40 @@ impl Lane {
         self.share_without(peer);
     }
 
+    /// Who asks the peer for a session gets no answer.
+    fn refuse_attaching(&mut self, peer: u16) {
+        let ring = &self.shared.ring;
+        let asks = |c: &Connection| c.stage == Stage::Attaching && ring.home(ring.partition(&c.client_id)) == peer;
+        let asking: Vec<usize> = self.connections.iter().filter(|(_, c)| asks(c)).map(|(key, _)| key).collect();
+        for key in asking {
+            self.refuse_connect(key, Reason::SERVER_UNAVAILABLE);
+        }
+    }
+
+    /// The peer's connections are closed: sessions of this lane go on without them.
+    fn detach_from(&mut self, peer: u16) {
+        let mut lost = Vec::new();
+        for (number, partition) in self.partitions.iter().enumerate().filter_map(|(n, p)| Some((n, p.as_deref()?))) {
+            for (slot, s) in partition.state().each() {
+                let Some(channel) = s.channel.filter(|c| c.connection.lane == peer) else { continue };
+                let partition = u16::try_from(number).unwrap_or(0);
+                let session = SessionRef { partition, slot, uid: s.uid };
+                lost.push((session, s.client_id.clone(), channel.connection));
+            }
+        }
+        for (session, client_id, connection) in lost {
+            let ending = Ending { will: true, expiry_s: None };
+            let input = Input::Detach { session: Some(session), client_id: &client_id, connection, ending };
+            self.step(session.partition, input, None);
+        }
+        self.note_partition_timers();
+    }
+
     /// Nothing is owed any more, as the answer will not come; the session goes on without this connection.
     fn close_unanswered(&mut self, id: ConnectionId) {
+        if id.lane != self.number {
+            return self.to_connection(id, ToConnection::Close { reason: Reason::UNSPECIFIED });
+        }
         let Some(c) = self.connection(id) else { return };
         c.owed = OwedQueue::default();
         let key = id.key as usize;
@@ -45,14 +80,14 @@ impl Lane {
     }
 
     /// The peer's sessions are members of no group of ours any more, and our members join its groups again.
-    fn share_without(&mut self, peer: u16) {
-        let ring = self.shared.ring;
+    pub(super) fn share_without(&mut self, peer: u16) {
+        let ring = self.shared.ring.clone();
         let now_ms = self.now_ms;
         for number in 0..ring.partitions() {
             let mut effects = self.spare_effects.pop().unwrap_or_default();
             if let Some(partition) = self.partition(number) {
-                partition.lose_members(now_ms, &|p| ring.lane(p) == peer, &mut effects);
-                partition.join_again(&|group| ring.lane(ring.partition(group)) == peer, &mut effects);
+                partition.lose_members(now_ms, &|p| ring.home(p) == peer, &mut effects);
+                partition.join_again(&|group| ring.home(ring.partition(group)) == peer, &mut effects);
             }
             self.carry_out(&mut effects, None);
             self.spare_effects.push(effects);

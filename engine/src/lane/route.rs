@@ -48,9 +48,12 @@ impl Lane {
         let token = self.flow.token;
         self.flow.waiting += u16::from(token.is_some());
         let partition = self.shared.ring.partition(message.view.topic);
-        let lane = self.shared.ring.lane(partition);
+        let lane = self.shared.ring.home(partition);
         if lane == self.number {
             self.step(partition, Input::Retain { message, token }, Some(message));
+        } else if !self.reaches(lane) {
+            self.flow.waiting -= u16::from(token.is_some());
+            self.flow.outcome.retain_failed = true;
         } else {
             self.send(lane, LaneMessage::Retain { partition, message: message.store(), token });
         }

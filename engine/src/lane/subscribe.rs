@@ -1,12 +1,15 @@
 //! SUBSCRIBE and UNSUBSCRIBE: checks, the barrier that SUBACK waits for, and the retained messages that follow it.
 
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+
 use smallvec::SmallVec;
 
 use super::exchange::{LaneMessage, Question, RetainedQuery};
+use super::relay::{ToConnection, ToSession};
 use super::{Lane, Todo};
 use crate::channel::{ConnectionId, SessionRef};
-use crate::codec::{Packet, QoS, Reason, Suback, Subscribe, SubscribeFilter, Unsubscribe};
-use crate::connection::Stage;
+use crate::codec::{QoS, Reason, Subscribe, SubscribeFilter, Unsubscribe};
 use crate::message::Stored;
 use crate::partition::{Ask, Input, Subscriber};
 use crate::queue::SubscriptionIds;
@@ -14,6 +17,35 @@ use crate::session::Subscription;
 use crate::shared::Member;
 use crate::stats::Gauge;
 use crate::topic;
+
+/// What a SUBSCRIBE or an UNSUBSCRIBE wants of the session, as far as the connection has found it valid and allowed.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Wish<'a> {
+    connection: ConnectionId,
+    session: SessionRef,
+    /// Packet identifier.
+    id: u16,
+    v5: bool,
+    /// It is an UNSUBSCRIBE.
+    gone: bool,
+    filters: SmallVec<[Wanted<'a>; 2]>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Wanted<'a> {
+    filter: Cow<'a, str>,
+    subscription: Subscription,
+    retain_handling: u8,
+    /// The connection has refused it with this code.
+    refused: Option<u8>,
+}
+
+impl Wish<'_> {
+    fn into_owned(self) -> Wish<'static> {
+        let own = |w: Wanted<'_>| Wanted { filter: Cow::Owned(w.filter.into_owned()), ..w };
+        Wish { filters: self.filters.into_iter().map(own).collect(), ..self }
+    }
+}
 
 /// A SUBACK on its way: what it waits for, and what follows it.
 #[derive(Debug)]
@@ -49,45 +81,81 @@ pub(super) struct Gathering {
 impl Lane {
     pub(super) fn on_subscribe(&mut self, key: usize, packet: &Subscribe<'_>) {
         let Some(c) = self.connections.get(key) else { return };
-        let (session, v5) = (c.session, c.version.is_v5());
+        let (session, v5, listener) = (c.session, c.version.is_v5(), c.listener);
         let connection = self.id_of(key);
-        let sub_id = packet.properties.subscription_id.unwrap_or(0);
-        let entry = self.questions.vacant_key();
+        let id = packet.properties.subscription_id.unwrap_or(0);
+        let qos_max = QoS::from_bits(self.config.qos_max(listener)).unwrap_or_default();
+        let mut filters = SmallVec::new();
+        for f in &packet.filters {
+            let refused = match self.check_filter(key, f) {
+                Ok(()) => None,
+                Err((reason @ (Reason::PROTOCOL_ERROR | Reason::MALFORMED_PACKET), text)) => {
+                    return self.refuse(key, reason, text);
+                }
+                Err((reason, _)) => Some(if v5 { reason.0 } else { 0x80 }),
+            };
+            let subscription = Subscription {
+                qos: f.qos.min(qos_max),
+                no_local: f.no_local,
+                retain_as_published: f.retain_as_published,
+                id,
+            };
+            let filter = self.mounted_filter(key, f.filter).map_or(Cow::Borrowed(f.filter), Cow::Owned);
+            filters.push(Wanted { filter, subscription, retain_handling: f.retain_handling, refused });
+        }
+        self.wish(Wish { connection, session, id: packet.id, v5, gone: false, filters });
+    }
+
+    /// The session grants it, wherever it is; elsewhere takes a while, in which the client is not read.
+    fn wish(&mut self, wish: Wish<'_>) {
+        let partition = wish.session.partition;
+        if self.owns(partition) {
+            return self.grant(wish);
+        }
+        if let Some(c) = self.connection(wish.connection) {
+            c.subscribing = true;
+        }
+        self.send_to_session(partition, ToSession::Wish(Box::new(wish.into_owned())));
+    }
+
+    /// What the session of this lane says to it.
+    pub(super) fn grant(&mut self, wish: Wish<'_>) {
+        let Wish { connection, session, id, v5, gone, filters } = wish;
         let mut asked = Asked {
             connection,
             session,
-            id: packet.id,
+            id,
             codes: SmallVec::new(),
             replays: Vec::new(),
             version: 0,
             joins: 0,
             safe: true,
-            gone: false,
+            gone,
         };
-        let question = Question { lane: self.number, key: entry };
-        for f in &packet.filters {
-            if let Err((reason, text)) = self.check_filter(key, f) {
-                if matches!(reason, Reason::PROTOCOL_ERROR | Reason::MALFORMED_PACKET) {
-                    return self.refuse(key, reason, text);
-                }
-                asked.codes.push(if v5 { reason.0 } else { 0x80 });
-                continue;
+        let question = Question { lane: self.number, key: self.questions.vacant_key() };
+        for wanted in filters {
+            match wanted.refused {
+                Some(code) => asked.codes.push(code),
+                None if gone => self.unsubscribe_one(&wanted.filter, &mut asked),
+                None => self.subscribe_one(&wanted, question, &mut asked),
             }
-            self.subscribe_one(key, f, sub_id, question, &mut asked);
         }
-        self.answer_when_ready(key, asked);
+        if gone && !v5 {
+            asked.codes.clear();
+        }
+        self.answer_when_ready(asked);
     }
 
     /// SUBACK or UNSUBACK: now, or when groups, lanes and log are ready; until then the client is not read.
-    fn answer_when_ready(&mut self, key: usize, mut asked: Asked) {
-        let (session, entry) = (asked.session, self.questions.vacant_key());
+    fn answer_when_ready(&mut self, mut asked: Asked) {
+        let (connection, session, entry) = (asked.connection, asked.session, self.questions.vacant_key());
         asked.safe = self.is_safe(session);
         if asked.version == 0 && asked.joins == 0 && asked.safe {
             return self.complete(asked);
         }
         let safe = asked.safe;
         self.questions.insert(asked);
-        if let Some(c) = self.connections.get_mut(key) {
+        if let Some(c) = self.connection(connection) {
             c.subscribing = true;
         }
         if !safe {
@@ -134,18 +202,8 @@ impl Lane {
         Ok(())
     }
 
-    fn subscribe_one(&mut self, key: usize, f: &SubscribeFilter<'_>, id: u32, question: Question, asked: &mut Asked) {
-        let Some(c) = self.connections.get(key) else { return };
-        let qos_max = QoS::from_bits(self.config.qos_max(c.listener)).unwrap_or_default();
-        let full = self.mounted_filter(key, f.filter);
-        let filter = full.as_deref().unwrap_or(f.filter);
-        let subscription = Subscription {
-            qos: f.qos.min(qos_max),
-            no_local: f.no_local,
-            retain_as_published: f.retain_as_published,
-            id,
-        };
-        let session = asked.session;
+    fn subscribe_one(&mut self, wanted: &Wanted<'_>, question: Question, asked: &mut Asked) {
+        let (filter, subscription, session) = (&*wanted.filter, wanted.subscription, asked.session);
         let now_ms = self.now_ms;
         let mut effects = self.spare_effects.pop().unwrap_or_default();
         let Some(partition) = self.partition(session.partition) else { return };
@@ -164,12 +222,13 @@ impl Lane {
         self.spare_effects.push(effects);
         asked.version = asked.version.max(self.wait_for.take().unwrap_or(0));
         asked.codes.push(granted.code);
-        let wanted = match f.retain_handling {
+        let replay = match wanted.retain_handling {
             0 => true,
             1 => !granted.existed,
             _ => false,
         };
-        if granted.code < 0x80 && wanted && topic::shared(filter).is_none() {
+        if granted.code < 0x80 && replay && topic::shared(filter).is_none() {
+            let id = subscription.id;
             let ids = (id != 0).then_some(id).into_iter().collect();
             asked.replays.push((filter.into(), subscription.qos, ids));
         }
@@ -212,7 +271,7 @@ impl Lane {
 
     /// A session joins a group, with a SUBACK that waits or to assert a membership again.
     pub(super) fn ask_to_join(&mut self, group: Box<str>, member: Member, again: bool, question: Option<Question>) {
-        let lane = self.shared.ring.lane(self.shared.ring.partition(&group));
+        let lane = self.shared.ring.home(self.shared.ring.partition(&group));
         if lane == self.number {
             self.todo.push_back(Todo::Joined { group, member, again, question });
         } else {
@@ -274,6 +333,11 @@ impl Lane {
         if let Some(known) = self.peer_sent.get_mut(usize::from(from)) {
             *known = sent;
         }
+        self.look_at_barriers();
+    }
+
+    /// What waited for a version that everybody has confirmed now goes on.
+    pub(super) fn look_at_barriers(&mut self) {
         let confirmed = self.interest.confirmed();
         let joins = std::mem::take(&mut self.joins);
         for (version, question) in joins {
@@ -301,13 +365,10 @@ impl Lane {
     /// SUBACK, then the retained messages.
     fn complete(&mut self, asked: Asked) {
         let Asked { connection, session, id, codes, replays, gone, .. } = asked;
-        let Some(c) = self.connection(connection).filter(|c| c.stage == Stage::Open) else { return };
-        let answer = Box::new(Suback { id, codes, ..Suback::default() });
-        c.send(&if gone { Packet::Unsuback(answer) } else { Packet::Suback(answer) });
-        let went_on = std::mem::take(&mut c.subscribing);
-        self.mark_dirty(connection.key as usize);
-        if went_on {
-            self.mark_ready(connection.key as usize);
+        if connection.lane != self.number {
+            self.to_connection(connection, ToConnection::Answered { id, codes, gone });
+        } else if !self.answer_wish(connection, id, codes, gone) {
+            return;
         }
         for (filter, qos, ids) in replays {
             self.query_retained(session, &filter, qos, &ids);
@@ -316,19 +377,19 @@ impl Lane {
 
     /// An exact topic has one owner, a wildcard asks every lane.
     fn query_retained(&mut self, session: SessionRef, filter: &str, qos: QoS, ids: &SubscriptionIds) {
-        let owner = self.shared.ring.lane(self.shared.ring.partition(filter));
+        let owner = self.shared.ring.home(self.shared.ring.partition(filter));
         let everywhere = topic::has_wildcard(filter);
         if let Some(p) = self.partition(session.partition) {
             p.expect_replay(session, 1);
         }
         let mut missing = 0;
-        for lane in (0..self.shared.ring.lanes()).filter(|&l| everywhere || l == owner) {
+        for lane in (0..self.shared.ring.places()).filter(|&l| (everywhere || l == owner) && self.reaches(l)) {
             missing |= 1 << lane;
         }
         self.gathered += 1;
         let (number, filter, ids) = (self.gathered, filter.into(), ids.clone());
         self.gatherings.insert(number, Gathering { session, filter, qos, ids, missing, found: Vec::new() });
-        for lane in 0..self.shared.ring.lanes() {
+        for lane in 0..self.shared.ring.places() {
             self.ask_retained(number, lane);
         }
     }
@@ -393,32 +454,29 @@ impl Lane {
     pub(super) fn on_unsubscribe(&mut self, key: usize, packet: &Unsubscribe<'_>) {
         let Some(c) = self.connections.get(key) else { return };
         let (session, v5) = (c.session, c.version.is_v5());
-        let mut codes = SmallVec::new();
+        let mut filters = SmallVec::new();
         for filter in &packet.filters {
             let bad_share = matches!(topic::shared(filter), Some(Err(())));
             let inner = topic::shared(filter).and_then(Result::ok).map_or(*filter, |s| s.filter);
             if bad_share || !topic::valid_filter(inner) {
                 return self.refuse(key, Reason::MALFORMED_PACKET, "malformed topic filter");
             }
-            let full = self.mounted_filter(key, filter);
-            let filter = full.as_deref().unwrap_or(filter);
-            let now_ms = self.now_ms;
-            let mut effects = self.spare_effects.pop().unwrap_or_default();
-            let reason = match self.partition(session.partition) {
-                Some(p) => p.unsubscribe(now_ms, session, filter, &mut effects),
-                None => Reason::UNSPECIFIED,
-            };
-            self.carry_out(&mut effects, None);
-            self.spare_effects.push(effects);
-            codes.push(reason.0);
+            let filter = self.mounted_filter(key, filter).map_or(Cow::Borrowed(*filter), Cow::Owned);
+            filters.push(Wanted { filter, subscription: Subscription::default(), retain_handling: 0, refused: None });
         }
-        if !v5 {
-            codes.clear();
-        }
-        let (connection, replays) = (self.id_of(key), Vec::new());
-        let (id, version, joins) = (packet.id, 0, 0);
-        let asked = Asked { connection, session, id, codes, replays, version, joins, safe: false, gone: true };
-        self.answer_when_ready(key, asked);
+        self.wish(Wish { connection: self.id_of(key), session, id: packet.id, v5, gone: true, filters });
+    }
+
+    fn unsubscribe_one(&mut self, filter: &str, asked: &mut Asked) {
+        let (now_ms, session) = (self.now_ms, asked.session);
+        let mut effects = self.spare_effects.pop().unwrap_or_default();
+        let reason = match self.partition(session.partition) {
+            Some(p) => p.unsubscribe(now_ms, session, filter, &mut effects),
+            None => Reason::UNSPECIFIED,
+        };
+        self.carry_out(&mut effects, None);
+        self.spare_effects.push(effects);
+        asked.codes.push(reason.0);
     }
 }
 

@@ -103,7 +103,7 @@ pub fn start_with(data: &Value) -> (Engine, u16) {
 pub fn name_in(lane: u16, prefix: &str) -> String {
     let key = u128::from_str_radix(KEY, 16).unwrap();
     let ring = Ring::new(((key >> 64) as u64, key as u64), 64, 2);
-    (0..).map(|i| format!("{prefix}{i}")).find(|n| ring.lane(ring.partition(n)) == lane).unwrap()
+    (0..).map(|i| format!("{prefix}{i}")).find(|n| ring.home(ring.partition(n)) == lane).unwrap()
 }
 
 pub fn wait_for(engine: &Engine, event: &str) {

@@ -256,14 +256,6 @@ impl Partition {
             s.rules = rules;
         }
     }
-
-    /// An operator ends a connection.
-    pub(super) fn kick(&mut self, client_id: &str, reason: Reason, out: &mut Effects) {
-        let session = self.state.find(client_id).and_then(|slot| self.state.session(slot));
-        if let Some(channel) = session.and_then(|s| s.channel) {
-            out.push(Effect::Close { connection: channel.connection, reason });
-        }
-    }
 }
 
 fn will_message(session: &Session, will: &Will, now_ms: u64) -> Stored {

@@ -8,6 +8,7 @@ use crate::message::{Origin, Stored};
 use crate::queue::{GroupPlace, SubscriptionIds};
 use crate::shared::Member;
 use crate::tree::Keyed;
+use serde::{Deserialize, Serialize};
 
 /// A subscriber of one filter in a lane's tree: a session or a shared group, with its options.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -35,7 +36,7 @@ impl Keyed for Subscriber {
 }
 
 /// The payload of a delivery.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Body {
     /// The message that the lane is routing at this moment.
     Current,
@@ -44,7 +45,7 @@ pub enum Body {
 }
 
 /// One PUBLISH for a connection.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Deliver {
     /// To whom.
     pub connection: ConnectionId,
@@ -63,7 +64,7 @@ pub struct Deliver {
 }
 
 /// A group's message for one of its members.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Dispatched {
     /// To whom.
     pub to: SessionRef,

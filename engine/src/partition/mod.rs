@@ -18,6 +18,7 @@ mod walk;
 #[cfg(test)]
 mod tests;
 
+use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -78,7 +79,7 @@ impl Users {
 }
 
 /// How a connection ended, as its session needs to know it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Ending {
     /// The will is to be sent.
     pub will: bool,
@@ -200,11 +201,6 @@ pub enum Input<'a> {
     ForgetOrigin {
         uid: u64,
     },
-    /// End the session of a client, connected or not.
-    Kick {
-        client_id: &'a str,
-        reason: Reason,
-    },
     /// Time has passed, or the log has moved.
     Tick,
 }
@@ -290,7 +286,6 @@ impl Partition {
             Input::Fetched { session, bodies } => self.fetched(session, bodies, out),
             Input::GroupsSettled => self.groups_settled(out),
             Input::ForgetOrigin { uid } => self.forget_origin(uid),
-            Input::Kick { client_id, reason } => self.kick(client_id, reason, out),
             _ => {}
         }
     }

@@ -82,10 +82,10 @@ impl Build {
     pub fn new(writer: Writer, ring: Ring, header: &Header) -> Self {
         Self {
             writer,
+            parts: (0..ring.partitions()).map(|_| Part::default()).collect(),
             ring,
             incarnation: header.incarnation,
             at_ms: header.at_ms.0,
-            parts: (0..ring.partitions()).map(|_| Part::default()).collect(),
             owners: HashMap::new(),
             owners_ended: false,
             numbers: EndLine::default(),

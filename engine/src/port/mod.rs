@@ -4,6 +4,7 @@
 //! full. Texts are JSON, drawn in `docs/formats/door.md`.
 
 mod clock;
+mod cluster;
 mod data;
 mod data_build;
 mod data_check;
@@ -64,7 +65,7 @@ impl Engine {
             None => None,
         };
         let key = opened.as_ref().map(|o| o.key.clone()).or_else(|| settings.key.clone());
-        let ring = Ring::new(shared::key(key.as_deref())?, partitions, lanes);
+        let ring = cluster::ring(Ring::new(shared::key(key.as_deref())?, partitions, lanes), &settings)?;
         let config = Arc::new(Config::load(settings)?);
         let mut listeners = Vec::new();
         for (index, listener) in config.settings.listeners.iter().enumerate() {
@@ -93,6 +94,7 @@ impl Engine {
             shared.events.listening(name, listener.kind(), &listener.local_address());
         }
         let mut engine = Self { shared, lanes: Vec::new() };
+        cluster::link(&engine.shared, &config)?;
         engine.start_lanes(&config, polls, listeners, recovered, resumed)?;
         while !engine.shared.all_ready() {
             if engine.lanes.iter().any(JoinHandle::is_finished) {
@@ -120,15 +122,16 @@ impl Engine {
                 own.push(listener);
             }
         }
-        for (((number, poll), own), recovered) in (0..).zip(polls).zip(dealt).zip(recovered) {
+        for (((lane, poll), own), recovered) in (0..).zip(polls).zip(dealt).zip(recovered) {
             let (shared, config) = (Arc::clone(&self.shared), Arc::clone(config));
+            let number = shared.ring.place(lane);
             let run = move || {
                 let mut lane = Lane::new(number, shared, config, poll, recovered);
                 lane.wait_with(own);
                 lane.resume_sessions(resumed);
                 lane.run();
             };
-            let builder = std::thread::Builder::new().name(format!("lane-{number}"));
+            let builder = std::thread::Builder::new().name(format!("lane-{lane}"));
             self.lanes.push(builder.spawn(run).map_err(|e| format!("no thread: {e}"))?);
         }
         Ok(())
@@ -164,13 +167,13 @@ impl Engine {
                 }
                 Err(error) => self.shared.events.reloaded(Some(&error)),
             },
-            Order::Publish { .. } => self.post(0, order),
+            Order::Publish { .. } => self.post(self.shared.ring.place(0), order),
             Order::Disconnect { ref client_id, .. } => {
-                let lane = self.shared.ring.lane(self.shared.ring.partition(client_id));
+                let lane = self.shared.ring.home(self.shared.ring.partition(client_id));
                 self.post(lane, order);
             }
             Order::Why { ref client_id, .. } => {
-                let lane = self.shared.ring.lane(self.shared.ring.partition(client_id));
+                let lane = self.shared.ring.home(self.shared.ring.partition(client_id));
                 self.post(lane, order);
             }
             Order::Export { id, file } => self.export(id, file),
@@ -210,7 +213,7 @@ impl Engine {
 
     fn broadcast(&self, order: &Order) {
         for lane in 0..self.shared.ring.lanes() {
-            self.post(lane, order.clone());
+            self.post(self.shared.ring.place(lane), order.clone());
         }
     }
 
@@ -233,6 +236,9 @@ impl Engine {
     /// Ends every lane at once. A graceful end is the command `stop` before it.
     pub fn stop(&mut self) {
         self.broadcast(&Order::End);
+        if let Some(links) = self.shared.links.get() {
+            links.close();
+        }
         if let Some(log) = &self.shared.log {
             log.end_waiting();
         }

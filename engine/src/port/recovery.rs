@@ -97,7 +97,7 @@ pub fn reread(shared: &Shared, lane: u16, now_ms: u64) -> (Recovered, Resumed) {
     log.hold(false);
     match read {
         Ok((_, all)) => {
-            let mine = (0..).zip(all).filter(|(number, _)| shared.ring.lane(*number) == lane);
+            let mine = (0..).zip(all).filter(|(number, _)| shared.ring.home(*number) == lane);
             let mine = mine.map(|(number, (replay, last))| (number, (replay, Resumed { last, ..resumed })));
             (mine.collect(), resumed)
         }
@@ -190,7 +190,7 @@ impl Opened {
         let resumed = self.resumed();
         let mut dealt: Vec<Recovered> = (0..shared.ring.lanes()).map(|_| Recovered::new()).collect();
         for ((replay, last), number) in std::mem::take(&mut self.partitions).into_iter().zip(0..) {
-            if let Some(mine) = dealt.get_mut(usize::from(shared.ring.lane(number))) {
+            if let Some(mine) = dealt.get_mut(usize::from(shared.ring.home(number))) {
                 mine.insert(number, (replay, Resumed { last, ..resumed }));
             }
         }

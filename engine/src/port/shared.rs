@@ -150,6 +150,8 @@ pub struct Shared {
     pub mailboxes: Arc<Vec<Mailbox>>,
     /// Towards Python.
     pub events: Arc<Events>,
+    /// To the other nodes, in a cluster.
+    pub links: std::sync::OnceLock<crate::link::Links>,
     /// Password checks.
     pub workers: Workers,
     /// One for each lane.
@@ -204,6 +206,7 @@ impl Shared {
             ring,
             mailboxes: Arc::new(mailboxes),
             events: Arc::new(Events::new()?),
+            links: std::sync::OnceLock::new(),
             workers: Workers::start(2, limits.auth_queue_max),
             clock: Arc::default(),
             incarnation: 0,
@@ -241,9 +244,15 @@ impl Shared {
         self.ready.load(Ordering::Acquire) >= usize::from(self.ring.lanes())
     }
 
-    /// Leaves one message for a lane.
+    /// The mailbox of a lane of this process, by its place.
+    #[must_use]
+    pub fn mailbox(&self, place: u16) -> Option<&Mailbox> {
+        self.mailboxes.get(self.ring.here(place)?)
+    }
+
+    /// Leaves one message for a lane of this process.
     pub fn post(&self, from: u16, to: u16, message: LaneMessage) {
-        if let Some(mailbox) = self.mailboxes.get(usize::from(to)) {
+        if let Some(mailbox) = self.mailbox(to) {
             mailbox.post(from, vec![message]);
         }
     }
