@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import re
+import secrets
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +22,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from wire import Client
+from spread import Apart, Nodes
+from wire import CONNACK, Client, Closed
 
 START_S = 20
 
@@ -31,10 +37,15 @@ class Running:
     log: list[str] = field(default_factory=list)
     clients: list[Client] = field(default_factory=list)
     data: str | None = None
+    others: list[Running] = field(default_factory=list)
+    """Further nodes of the same cluster."""
+    doors: Iterator[int] = field(default_factory=itertools.count)
     threads: list[threading.Thread] = field(default_factory=list)
 
     def address(self, kind: str = "mqtt", nth: int = 0) -> tuple[str, int]:
-        found = [a for k, a in self.listening if k == kind]
+        nodes = [self, *self.others]
+        door = nodes[next(self.doors) % len(nodes)]
+        found = [a for k, a in door.listening if k == kind]
         host, _, port = found[nth].rpartition(":")
         return host.strip("[]"), int(port)
 
@@ -48,6 +59,7 @@ class Running:
 
     def stop(self) -> int:
         """SIGTERM; the exit code."""
+        codes = [other.stop() for other in self.others]
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(10)
@@ -56,13 +68,56 @@ class Running:
         for pipe in (self.process.stdout, self.process.stderr):
             if pipe is not None:
                 pipe.close()
-        return code
+        return next((c for c in codes if c), code)
 
 
-def start(args: list[str], env: dict[str, str] | None = None, *, keep: bool = False) -> Running:
+def start_as(lanes: int, args: list[str], env: dict[str, str] | None = None) -> Running:
+    """Start it in the way that the number of lanes says."""
+    if isinstance(lanes, Apart):
+        return start(args, env, more={"apart": True})
+    if not isinstance(lanes, Nodes):
+        return start(args, env)
+    nodes = [{"address": f"127.0.0.1:{free_port()}", "lanes": int(lanes)} for _ in range(3)]
+    owners = [p % len(nodes) for p in range(64)]
+    cluster = {"nodes": nodes, "owners": owners, "forget_after_ms": 1500}
+    all_of = {"key": secrets.token_hex(16), "partitions": len(owners)}
+    made = [start(args, env, more=all_of | {"cluster": cluster | {"node": n}}) for n in range(len(nodes))]
+    made[0].others = made[1:]
+    try:
+        until_joined(made[0])
+    except BaseException:
+        made[0].stop()
+        raise
+    return made[0]
+
+
+def until_joined(cluster: Running) -> None:
+    """Every node takes clients whose sessions are in other ones: so many in a row are not all of its own."""
+    end, well = time.monotonic() + START_S, 0
+    while well < 60:
+        assert time.monotonic() < end, "the nodes do not find each other"
+        probe = Client(cluster.address(), expect=None)
+        try:
+            well = well + 1 if probe.want(CONNACK).code == 0 else 0
+        except (AssertionError, Closed):
+            well = 0
+        probe.socket.close()
+
+
+def free_port() -> int:
+    """One that nobody has at this moment."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def start(
+    args: list[str], env: dict[str, str] | None = None, *, keep: bool = False, more: dict[str, Any] | None = None
+) -> Running:
     """Start `roost run` and wait for `ready`; in memory, unless the words name `--data` or `keep` lets it choose."""
     where = [] if keep or "--data" in args or "--memory" in args else ["--memory"]
-    command = [sys.executable, "-m", "roostmq", "run", *args, *where]
+    program = ["-m", "roostmq"] if more is None else [str(Path(__file__).parent / "spread.py"), json.dumps(more)]
+    command = [sys.executable, *program, "run", *args, *where]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}
     )
@@ -92,15 +147,15 @@ def start(args: list[str], env: dict[str, str] | None = None, *, keep: bool = Fa
     return running
 
 
-@pytest.fixture(scope="session", params=[1, 3], ids=["one-lane", "three-lanes"])
+@pytest.fixture(scope="session", params=[1, 3, Apart(3), Nodes(1)], ids=["one-lane", "three-lanes", "apart", "nodes"])
 def lanes(request: pytest.FixtureRequest) -> int:
-    """Everything runs with one lane and with several."""
-    return int(request.param)
+    """Everything runs with one lane and with several, protocol scenarios also spread over lanes and nodes."""
+    return request.param  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="session")
 def shared_broker(lanes: int) -> Iterator[Running]:
-    running = start(["--port", "0", "--no-admin", "--lanes", str(lanes)])
+    running = start_as(lanes, ["--port", "0", "--no-admin", "--lanes", str(int(lanes))])
     yield running
     assert running.process.poll() is None, f"the broker died: {running.log[-20:]}"
     assert running.stop() == 0
@@ -124,10 +179,10 @@ def make_broker(tmp_path: Path, lanes: int) -> Iterator[Callable[..., Running]]:
     def make(config: str = "", *args: str, name: str = "roost.toml", env: dict[str, str] | None = None) -> Running:
         path = tmp_path / name
         path.write_text(config)
-        words = ["--config", str(path), "--lanes", str(lanes), *args]
+        words = ["--config", str(path), "--lanes", str(int(lanes)), *args]
         if not any(a.startswith("--admin-port") for a in args):
             words.append("--no-admin")
-        running = start(words, env)
+        running = start_as(lanes, words, env)
         made.append(running)
         return running
 
@@ -138,6 +193,23 @@ def make_broker(tmp_path: Path, lanes: int) -> Iterator[Callable[..., Running]]:
         code = running.stop()
         assert code == 0, f"exit code {code}: {running.log[-20:]}"
         assert not [line for line in running.log if "a lane has failed" in line]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    def unwanted(item: pytest.Item) -> bool:
+        call = getattr(item, "callspec", None)
+        lanes = call.params.get("lanes") if call is not None else None
+        if not isinstance(lanes, Apart | Nodes):
+            return False
+        # a cluster is one of default settings, shared by all tests that are content with those
+        names = set(getattr(item, "fixturenames", ()))
+        own = isinstance(lanes, Nodes) and ("make_broker" in names or "shared_broker" not in names)
+        return item.path.parent.name != "protocol" or own
+
+    gone = [item for item in items if unwanted(item)]
+    if gone:
+        config.hook.pytest_deselected(items=gone)
+        items[:] = [item for item in items if not unwanted(item)]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -29,7 +29,7 @@ RUST_FLOORS = [
     {"codec", "message", "access", "net"},
     {"tree", "retained", "queue", "inflight", "interest", "outbox"},
     {"session", "shared"},
-    {"record", "log"},
+    {"record", "log", "link"},
     {"partition", "connection"},
     {"lane", "port"},
 ]
