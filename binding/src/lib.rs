@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
+use pyo3::types::PyBytes;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -142,6 +144,15 @@ fn data_import(py: Python<'_>, dir: &str, file: &str) -> PyResult<String> {
     py.detach(|| roostmq_engine::port::import(dir, file)).map_err(EngineError::new_err)
 }
 
+/// The point of each id on the ring of a cluster with this key: 8 bytes each, little-endian.
+#[pyfunction]
+fn hash_ids(py: Python<'_>, key0: u64, key1: u64, ids: Vec<PyBackedBytes>) -> Bound<'_, PyBytes> {
+    let points = py.detach(|| -> Vec<u8> {
+        ids.iter().flat_map(|id| roostmq_engine::ring::siphash((key0, key1), id).to_le_bytes()).collect()
+    });
+    PyBytes::new(py, &points)
+}
+
 /// The native module `roostmq._engine`.
 #[pymodule]
 fn _engine(m: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -151,6 +162,7 @@ fn _engine(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(version, m)?)?;
     m.add_function(wrap_pyfunction!(hash_password, m)?)?;
     m.add_function(wrap_pyfunction!(check_password, m)?)?;
+    m.add_function(wrap_pyfunction!(hash_ids, m)?)?;
     m.add_function(wrap_pyfunction!(data_inspect, m)?)?;
     m.add_function(wrap_pyfunction!(data_verify, m)?)?;
     m.add_function(wrap_pyfunction!(data_export, m)?)?;

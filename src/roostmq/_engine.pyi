@@ -1,5 +1,6 @@
 """The native module; texts are JSON as in docs/formats/door.md."""
 
+from collections.abc import Sequence
 from typing import final
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "data_import",
     "data_inspect",
     "data_verify",
+    "hash_ids",
     "hash_password",
     "version",
 ]
@@ -53,6 +55,9 @@ class Load:
 
 def version() -> str:
     """Version of the engine."""
+
+def hash_ids(key0: int, key1: int, ids: Sequence[bytes]) -> bytes:
+    """The points of ids on the ring of a cluster with this key: 8 bytes each, little-endian."""
 
 def hash_password(password: str) -> str:
     """`$argon2id$...` of a password."""
