@@ -4,6 +4,7 @@ RoostError
 ├── ConfigError      the operator's: a file, an option, a value; never worth a retry as it is
 │   └── UnsupportedOption    an option that RoostMQ does not have and may not ignore
 ├── EngineError      the engine refuses: an address in use, a certificate that cannot be read
+├── PlacementError   partitions cannot be placed so: no node left, a weight that is none, a plan of an older table
 ├── ClosedError      the broker is stopped already
 └── TimedOut         a wait of the testing tools ended without what was waited for
 """
@@ -33,6 +34,10 @@ class UnsupportedOption(ConfigError):
 
 class EngineError(RoostError):
     """The engine refuses; the text comes from it."""
+
+
+class PlacementError(RoostError):
+    """Partitions cannot be placed in this way; make the plan anew from the present table, or change what it says."""
 
 
 class ClosedError(RoostError):

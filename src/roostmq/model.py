@@ -79,6 +79,8 @@ class Member:
     weight: float = 1.0
     formats: tuple[int, int] = (1, 1)
     """Oldest and newest version of records and links that it reads."""
+    draining: bool = False
+    """Shall own nothing any more: it serves until its partitions have moved."""
 
 
 @dataclass(frozen=True, slots=True)
