@@ -7,8 +7,8 @@ node still owns as many as its quota says and the next plan has nothing to undo.
 A pass begins when a node carries more than 1.10 of its fair share of the CPU (or 1.25 of the bytes) and aims at 1.05
 (or 1.20). A step is made only if it lowers what is above the aim in CPU, or in bytes, and raises neither: that sum
 falls with every step, so the same loads can never bring a partition back, and pass after pass ends at a table that
-stays. A pass moves at most a tenth of the load. What is heavier than a whole node's share, a partition or a client, would only make
-the next node hot: it is named instead, and what can be is moved out of its way.
+stays. A pass moves at most a tenth of the load. What is heavier than a whole node's share, a partition or a client,
+would only make the next node hot: it is named instead, and what can be is moved out of its way.
 
 Source: 30-cluster section 1, 50-numbers "Cluster" (CPU <= 1.10 after one load-aware pass).
 """
@@ -116,7 +116,7 @@ class _Scales:
         self.held: dict[NodeId, set[int]] = {node: set() for node in fair}
         self.sums = {node: [0.0, 0.0] for node in fair}
         for p, a in enumerate(table.partitions):
-            if a.owner in self.held:
+            if a.owner is not None and a.owner in self.held:
                 self.put(p, a.owner)
 
     def put(self, p: int, node: NodeId) -> None:
@@ -244,8 +244,8 @@ def _heavy(
 ) -> Iterator[Heavy]:
     """What weighs more than its node's fair share, the heaviest kind counted; partitions first, then clients."""
     lines = [(f"partition {p}", p, shares) for p, shares in enumerate(scales.loads)]
-    for name, (p, load) in sorted(clients.items()):
-        lines.append((f"client {name}", p, (load.cpu / scales.totals[0], load.bytes / scales.totals[1])))
+    for name, (home, load) in sorted(clients.items()):
+        lines.append((f"client {name}", int(home), (load.cpu / scales.totals[0], load.bytes / scales.totals[1])))
     for what, p, shares in lines:
         owner = table.partitions[p].owner
         if owner is not None and owner in fair and max(shares) > fair[owner]:

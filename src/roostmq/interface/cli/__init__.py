@@ -19,6 +19,7 @@ COMMANDS = {
     "config": "check, convert or describe a configuration",
     "data": "look into, check, export and import a data directory",
     "bench": "load a broker, any broker, and verify every message",
+    "plan": "show what a change would move, before it is made",
     "why": "say what became of a client's messages",
     "version": "print the version",
 }
@@ -91,6 +92,10 @@ def _run(name: str, words: list[str]) -> int:
         from roostmq.interface.cli import data
 
         return data.main(words)
+    if name == "plan":
+        from roostmq.interface.cli import plan
+
+        return plan.main(words)
     if name == "why":
         from roostmq.interface.cli import why
 
