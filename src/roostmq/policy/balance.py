@@ -94,10 +94,9 @@ def balance(
     owners = [a.owner for a in table.partitions]
     for move in moves:
         owners[move.partition] = move.target
-    named = [node for node in owners if node is not None]
-    found = (
-        choose_standbys(table, named, members, ring, standbys) if moves else tuple(a.standbys for a in table.partitions)
-    )
+    found = tuple(a.standbys for a in table.partitions)
+    if moves:
+        found = choose_standbys(table, owners, members, ring, standbys)
     after = scales.worst()
     plan = Plan(table.version, tuple(moves), (), found)
     heavy = tuple(_heavy(table, scales, fair, clients or {}))

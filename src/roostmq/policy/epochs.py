@@ -56,17 +56,19 @@ def announce(table: PartitionTable, plan: Plan, moves_at_once: int) -> Partition
     return _next(table, changed)
 
 
-def serving(table: PartitionTable, partition: PartitionId, epoch: Epoch) -> PartitionTable:
-    """The owner under this epoch has recovered and serves.
+def serving(table: PartitionTable, recovered: Mapping[PartitionId, Epoch]) -> PartitionTable:
+    """The owners of some partitions have recovered under these epochs and serve.
 
-    Raises PlacementError if it is the owner no more.
+    Raises PlacementError if one of these epochs is over.
     """
-    a = table.partitions[partition]
-    if a.epoch != epoch or a.owner is None:
-        raise PlacementError(f"partition {partition}: epoch {epoch} is over, {a.owner} owns under epoch {a.epoch}")
-    if a.state is not PartitionState.RECOVERING:
-        return table
-    return _next(table, {partition: replace(a, state=PartitionState.SERVING)})
+    changed = {}
+    for partition, epoch in recovered.items():
+        a = table.partitions[partition]
+        if a.epoch != epoch or a.owner is None:
+            raise PlacementError(f"partition {partition}: epoch {epoch} is over, {a.owner} owns under epoch {a.epoch}")
+        if a.state is PartitionState.RECOVERING:
+            changed[int(partition)] = replace(a, state=PartitionState.SERVING)
+    return _next(table, changed)
 
 
 def own(table: PartitionTable, partition: PartitionId) -> PartitionTable:
@@ -88,21 +90,20 @@ def take_over(
     """What to do when members are gone: each of their partitions goes to its heir, moves towards them return.
 
     `load` is by node, 1.0 for the average of one partition; what is taken over is added to it. A draining node
-    inherits only if no other is left. `ring` is that of the members. Without members the table stays.
+    inherits only if no other is left. `ring` is that of the members. Without members the table stays, and a partition
+    that nobody has ever owned waits for a plan.
     """
     nodes = {m.node: m for m in members}
     living = [m.node for m in members if not m.draining] or list(nodes)
     if not living:
         return table
     loads = {node: load.get(node, 0.0) for node in nodes}
-    owners: list[NodeId] = []
+    owners: list[NodeId | None] = []
     changed: dict[int, Assignment] = {}
     for p, a in enumerate(table.partitions):
         owner = a.owner
-        if owner not in nodes and (owner := heir(a, loads, living)) is not None:
+        if owner is not None and owner not in nodes and (owner := heir(a, loads, living)) is not None:
             loads[owner] += 1.0 / nodes[owner].weight
-        if owner is None:
-            raise PlacementError(f"partition {p}: no member is left to inherit it")
         owners.append(owner)
         if owner != a.owner or (a.state is PartitionState.MOVING and a.target not in nodes):
             changed[p] = _owned(a, owner, a.standbys)

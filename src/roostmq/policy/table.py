@@ -156,9 +156,9 @@ def _dispose(stay: list[NodeId | None], room: dict[NodeId, int], ring: Ring, und
 
 
 def choose_standbys(
-    table: PartitionTable, owners: Sequence[NodeId], members: Sequence[Member], ring: Ring, each: int
+    table: PartitionTable, owners: Sequence[NodeId | None], members: Sequence[Member], ring: Ring, each: int
 ) -> tuple[tuple[NodeId, ...], ...]:
-    """Up to `each` standbys for each partition, if these are the owners.
+    """Up to `each` standbys for each partition, if these are the owners; None is a partition of nobody.
 
     A present standby stays if it may, is of another zone than the owner (where there is one), and has no more than
     its share of them. A new one is of a zone that neither the owner nor another standby is in, has room, is near, in
@@ -170,7 +170,8 @@ def choose_standbys(
     load: Counter[NodeId] = Counter()
     kept: list[list[NodeId]] = []
     for a, owner in zip(table.partitions, owners, strict=True):
-        elsewhere = {zone for zone in zones.values() if zone != every.get(owner)}
+        home = None if owner is None else every.get(owner)
+        elsewhere = {zone for zone in zones.values() if zone != home}
         stays = [
             node
             for node in dict.fromkeys(a.standbys)
@@ -183,7 +184,7 @@ def choose_standbys(
         kept.append(stays)
     for p, (found, owner) in enumerate(zip(kept, owners, strict=True)):
         while len(found) < min(each, len(zones) - (owner in zones)):
-            used = {every.get(owner), *(zones[node] for node in found)}
+            used = {None if owner is None else every.get(owner), *(zones[node] for node in found)}
             free = [n for n in ring.walk(start_of(p, len(owners))) if n in zones and n != owner and n not in found]
             best = min(free, key=lambda n: (zones[n] in used, load[n] >= limits[n]))
             load[best] += 1
