@@ -33,6 +33,7 @@ class Book:
             assert self.owners.setdefault((p, new.epoch), new.owner) == new.owner
             assert (new.target is not None) == (new.state is MOVING)
             assert new.target != new.owner
+            assert new.state is not MOVING or old.state is not RECOVERING
             assert new.owner not in new.standbys
             assert len(set(new.standbys)) == len(new.standbys)
 
