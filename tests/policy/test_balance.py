@@ -12,6 +12,7 @@ import pytest
 
 from policy.test_table import check_owners, check_standbys
 from policy.world import member, placed, ring_of, serve
+from roostmq.errors import PlacementError
 from roostmq.model import Member, PartitionState, PartitionTable
 from roostmq.policy import balance, epochs, table
 from roostmq.policy.balance import Load
@@ -157,6 +158,12 @@ def test_what_is_even_enough_is_left_alone():
     assert (found.plan.moves, found.heavy, after) == ((), (), now)
     found, after = one_pass(now, members, [Load(0.0, 0.0)] * 64)
     assert (found.plan.moves, found.heavy, after) == ((), (), now)
+
+
+def test_every_partition_has_a_load():
+    members = [member("a")]
+    with pytest.raises(PlacementError, match="63 loads for 64 partitions"):
+        balance.balance(placed(members), members, ring_of(members), [Load(1.0)] * 63)
 
 
 def test_what_does_not_serve_or_is_not_in_order_is_not_moved():

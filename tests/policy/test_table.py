@@ -90,9 +90,9 @@ def check_standbys(now: PartitionTable, members: Sequence[Member], each: int) ->
         if elsewhere and a.standbys:
             assert zones[a.standbys[0]] in elsewhere
         load.update(a.standbys)
-    if len(set(zones.values())) == 1 and each == 1 and len(zones) > 2:
-        # one more than the share only where the owner itself had the last room
-        assert max(load.values()) <= ceil(len(now.partitions) / len(zones)) * 2
+    if len(set(zones.values())) == 1 and each == 1 and len(zones) > 2 and len({m.weight for m in members}) == 1:
+        # one more where the owners themselves are in the way
+        assert max(load.values()) <= ceil(len(now.partitions) / len(zones)) + 1
 
 
 def check_change(before: PartitionTable, after: PartitionTable, plan: table.Plan) -> None:
@@ -178,7 +178,20 @@ def test_a_standby_that_may_stay_stays():
     new = epochs.apply(now, table.plan(now, more, ring_of(more)))
     stayed = [(old, a) for old, a in zip(now.partitions, new.partitions, strict=True) if a.owner == old.owner]
     changed = sum(old.standbys != a.standbys for old, a in stayed)
-    assert changed <= 256 / 10 + 9
+    assert changed <= 1.5 * 256 / 10
+
+
+def test_many_inherit_from_a_node_that_dies():
+    """Also in a cluster that has grown node by node: 1.05 of the average in one zone, 1.15 in three."""
+    for zones, most in ((1, 1.05), (3, 1.15)):
+        members = [member(f"n{i}", zone="xyz"[i % zones]) for i in range(10)]
+        now = placed(members[:1], 256)
+        for n in range(2, 11):
+            now = serve(epochs.apply(now, table.plan(now, members[:n], ring_of(members[:n]))))
+        for dead in members:
+            left = [m for m in members if m != dead]
+            after = epochs.take_over(now, left, ring_of(left), {n: float(c) for n, c in owned(now).items()})
+            assert max(owned(after).values()) * 9 / 256 <= most
 
 
 def test_the_heir_is_the_least_loaded_standby_that_lives():

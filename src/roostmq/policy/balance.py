@@ -19,9 +19,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, floor
 
+from roostmq.errors import PlacementError
 from roostmq.model import Member, NodeId, PartitionId, PartitionState, PartitionTable
+from roostmq.policy.quota import fair_shares
 from roostmq.policy.ring import Ring
-from roostmq.policy.table import Move, Plan, choose_standbys, fair_shares
+from roostmq.policy.standbys import choose_standbys
+from roostmq.policy.table import Move, Plan
 
 CPU_BEGIN, CPU_AIM = 1.10, 1.05
 BYTES_BEGIN, BYTES_AIM = 1.25, 1.20
@@ -79,8 +82,10 @@ def balance(
 
     Only partitions that serve are moved. `ring` is that of the members. The table must be as `table.plan` wants it: a
     node gone, draining or over quota comes first, and until then nothing is moved here.
-    Raises PlacementError as `table.fair_shares`.
+    Raises PlacementError as `quota.fair_shares`, and if there is not one load for each partition.
     """
+    if len(loads) != len(table.partitions):
+        raise PlacementError(f"{len(loads)} loads for {len(table.partitions)} partitions: one for each is needed")
     shares = fair_shares(len(loads), members)
     fair = {node: float(share) / len(loads) for node, share in shares.items()}
     scales = _Scales(table, loads, fair)

@@ -19,7 +19,8 @@ from dataclasses import replace
 from roostmq.errors import PlacementError
 from roostmq.model import Assignment, Epoch, Member, NodeId, PartitionId, PartitionState, PartitionTable, Version
 from roostmq.policy.ring import Ring
-from roostmq.policy.table import Plan, choose_standbys, heir
+from roostmq.policy.standbys import choose_standbys
+from roostmq.policy.table import Plan, heir
 
 
 def apply(table: PartitionTable, plan: Plan) -> PartitionTable:

@@ -18,12 +18,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from math import ceil, floor
 
 from roostmq.errors import PlacementError
 from roostmq.model import Assignment, Epoch, Member, NodeId, PartitionId, PartitionState, PartitionTable, Version
-from roostmq.policy.ring import Ring, points_of, start_of
+from roostmq.policy.quota import quotas
+from roostmq.policy.ring import Ring, start_of
+from roostmq.policy.standbys import choose_standbys
 
 PARTITIONS_MAX = 1 << 15
 """The engine knows no more."""
@@ -68,41 +68,11 @@ def empty_table(partitions: int, key_id: str) -> PartitionTable:
     return PartitionTable(Version(1), key_id, (Assignment(None, Epoch(0)),) * partitions)
 
 
-def fair_shares(partitions: int, members: Sequence[Member]) -> dict[NodeId, Fraction]:
-    """The exact share of each node that is not draining, in partitions; weights count as they are written.
-
-    Raises PlacementError if there is no such node, or a weight is not a positive number.
-    """
-    weights = {}
-    for member in members:
-        if not member.draining:
-            points_of(member)  # refuses what is no weight
-            weights[member.node] = Fraction(repr(float(member.weight)))
-    if not weights:
-        raise PlacementError("no node is left that may own a partition: let one join, or stop a drain, first")
-    total = sum(weights.values())
-    return {node: partitions * weight / total for node, weight in weights.items()}
-
-
-def quotas(partitions: int, members: Sequence[Member], held: Mapping[NodeId, int]) -> dict[NodeId, int]:
-    """How many partitions each node that is not draining shall own: its share rounded down or up, P in total.
-
-    Who holds more than the floor is rounded up first, so that nothing moves for the rounding; then who misses most.
-    """
-    shares = fair_shares(partitions, members)
-    quota = {node: floor(share) for node, share in shares.items()}
-    uneven = [node for node, share in shares.items() if share != floor(share)]
-    uneven.sort(key=lambda node: (held.get(node, 0) <= quota[node], quota[node] - shares[node], node))
-    for node in uneven[: partitions - sum(quota.values())]:
-        quota[node] += 1
-    return quota
-
-
 def plan(table: PartitionTable, members: Sequence[Member], ring: Ring, standbys: int = 1) -> Plan:
     """What should move so that these members own what they should; a table that is as it should be moves nothing.
 
     First table, join, leave, drain, another weight: all are this one comparison. `ring` is that of the same members.
-    Raises PlacementError as `fair_shares`.
+    Raises PlacementError as `quota.fair_shares`.
     """
     nodes = {m.node: m for m in members}
     count = len(table.partitions)
@@ -153,43 +123,6 @@ def _dispose(stay: list[NodeId | None], room: dict[NodeId, int], ring: Ring, und
     if len(placed) < count:
         raise PlacementError("the ring has other nodes than the members: build it from the same members")
     return placed
-
-
-def choose_standbys(
-    table: PartitionTable, owners: Sequence[NodeId | None], members: Sequence[Member], ring: Ring, each: int
-) -> tuple[tuple[NodeId, ...], ...]:
-    """Up to `each` standbys for each partition, if these are the owners; None is a partition of nobody.
-
-    A present standby stays if it may, is of another zone than the owner (where there is one), and has no more than
-    its share of them. A new one is of a zone that neither the owner nor another standby is in, has room, is near, in
-    this order of importance.
-    """
-    zones = {m.node: m.zone for m in members if not m.draining}
-    every = {m.node: m.zone for m in members}
-    limits = {node: ceil(share * each) for node, share in fair_shares(len(owners), members).items()}
-    load: Counter[NodeId] = Counter()
-    kept: list[list[NodeId]] = []
-    for a, owner in zip(table.partitions, owners, strict=True):
-        home = None if owner is None else every.get(owner)
-        elsewhere = {zone for zone in zones.values() if zone != home}
-        stays = [
-            node
-            for node in dict.fromkeys(a.standbys)
-            if node in zones
-            and node != owner
-            and load[node] < limits[node]
-            and (not elsewhere or zones[node] in elsewhere)
-        ][:each]
-        load.update(stays)
-        kept.append(stays)
-    for p, (found, owner) in enumerate(zip(kept, owners, strict=True)):
-        while len(found) < min(each, len(zones) - (owner in zones)):
-            used = {None if owner is None else every.get(owner), *(zones[node] for node in found)}
-            free = [n for n in ring.walk(start_of(p, len(owners))) if n in zones and n != owner and n not in found]
-            best = min(free, key=lambda n: (zones[n] in used, load[n] >= limits[n]))
-            load[best] += 1
-            found.append(best)
-    return tuple(tuple(found) for found in kept)
 
 
 def heir(a: Assignment, load: Mapping[NodeId, float], living: Sequence[NodeId]) -> NodeId | None:

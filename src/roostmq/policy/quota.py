@@ -1,0 +1,41 @@
+"""How many partitions each node shall own: its share by weight, rounded down or up. Source: 30-cluster section 1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from math import floor
+
+from roostmq.errors import PlacementError
+from roostmq.model import Member, NodeId
+from roostmq.policy.ring import points_of
+
+
+def fair_shares(partitions: int, members: Sequence[Member]) -> dict[NodeId, Fraction]:
+    """The exact share of each node that is not draining, in partitions; weights count as they are written.
+
+    Raises PlacementError if there is no such node, or a weight is not a positive number.
+    """
+    weights = {}
+    for member in members:
+        if not member.draining:
+            points_of(member)  # refuses what is no weight
+            weights[member.node] = Fraction(repr(float(member.weight)))
+    if not weights:
+        raise PlacementError("no node is left that may own a partition: let one join, or stop a drain, first")
+    total = sum(weights.values())
+    return {node: partitions * weight / total for node, weight in weights.items()}
+
+
+def quotas(partitions: int, members: Sequence[Member], held: Mapping[NodeId, int]) -> dict[NodeId, int]:
+    """How many partitions each node that is not draining shall own: its share rounded down or up, P in total.
+
+    Who holds more than the floor is rounded up first, so that nothing moves for the rounding; then who misses most.
+    """
+    shares = fair_shares(partitions, members)
+    quota = {node: floor(share) for node, share in shares.items()}
+    uneven = [node for node, share in shares.items() if share != floor(share)]
+    uneven.sort(key=lambda node: (held.get(node, 0) <= quota[node], quota[node] - shares[node], node))
+    for node in uneven[: partitions - sum(quota.values())]:
+        quota[node] += 1
+    return quota
