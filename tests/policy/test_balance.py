@@ -73,22 +73,26 @@ def test_passes_reach_a_table_that_stays_and_quotas_hold(kind):
             pytest.fail(f"no end after 40 passes, seed {seed}")
 
 
-@pytest.mark.parametrize(("kind", "share"), [("skewed", 0.99), ("hot", 0.95)])
+@pytest.mark.parametrize(("kind", "share"), [("skewed", 1.0), ("hot", 0.9)])
 def test_one_pass_brings_the_cpu_under_its_bound(kind, share):
+    """Where a tenth of the load is enough for it; the rest is done by the passes that follow, three at most.
+
+    Hot partitions have five times the load of others: two to eight nodes share 128, so one is up to a quarter of a node.
+    """
     good = tried = 0
     for seed in range(200):
         made = random.Random(seed)
         members, now = cluster(made)
         loads = [KINDS[kind](made) for _ in now.partitions]
-        found, _ = one_pass(now, members, loads)
+        found, now = one_pass(now, members, loads)
         if found.cpu_before > balance.CPU_BEGIN:
             tried += 1
             good += found.cpu_after <= 1.10
             assert found.cpu_after < found.cpu_before
-            assert found.cpu_after <= 1.10 or sum(loads[m.partition].cpu for m in found.plan.moves) > 0.07 * sum(
-                load.cpu for load in loads
-            )
-    assert tried >= 20
+            for _ in range(2):
+                found, now = one_pass(now, members, loads)
+            assert found.cpu_after <= 1.10
+    assert tried >= 100
     assert good >= share * tried
 
 
