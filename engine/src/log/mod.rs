@@ -8,6 +8,7 @@ mod checkpoint;
 mod directory;
 mod emptying;
 mod frame;
+mod place;
 mod reader;
 mod scan;
 mod storage;
@@ -18,6 +19,9 @@ pub use checkpoint::Checkpoints;
 pub use directory::{Directory, Identity};
 pub use emptying::Emptying;
 pub use frame::{FIRST, GROUP_HEAD, Group, address, offset_of, segment_of};
+pub use place::{
+    APPEND_BYTES_MAX, Anchor, Appended, At, Fence, Header, Part, Place, PlaceEvent, PlaceNotify, PlaceState,
+};
 pub use reader::{LogReader, topics_at};
 pub use scan::{Damage, LastGroup, Scan, Tail, Torn, Visit, scan, tail};
 pub use storage::{Disk, File, Storage};
