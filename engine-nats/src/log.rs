@@ -1,0 +1,141 @@
+//! The log of a cluster: a [`Place`] on JetStream. Requests go in by a queue, events come out by a callback; a thread of
+//! its own does everything between (`work`).
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use roostmq_engine::log::{Anchor, At, Batch, Fence, Place, PlaceNotify};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+
+use crate::ask::Names;
+use crate::connect::Access;
+use crate::stream::Needs;
+use crate::work::Work;
+
+/// Bytes counted for a batch beside its records.
+pub(crate) const BATCH_BYTES: usize = 64;
+
+/// What the log is asked to do.
+#[derive(Clone)]
+pub struct Options {
+    /// How NATS is reached.
+    pub access: Access,
+    /// How NATS is reached as a user of its system account: shows `sync_interval` and all versions.
+    pub system: Option<Access>,
+    /// What streams and subjects are called.
+    pub names: Names,
+    /// What is needed of them.
+    pub needs: Needs,
+    /// So long an answer is waited for before its outcome is unknown.
+    pub patience: Duration,
+    /// So often an owner looks whether what it wrote is still there while it writes nothing.
+    pub idle: Duration,
+    /// Where events go. Called on the log's thread: must not wait.
+    pub notify: PlaceNotify,
+}
+
+/// What the thread is told.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Append(Batch),
+    Fence(Fence),
+    Release(u16),
+    Last(u16),
+    Read(u16, Anchor),
+    Follow(Vec<(u16, Anchor)>),
+    Checkpoint(u16, At),
+    Trim(u16, At),
+}
+
+/// The log on JetStream. Ends with its value: what is not safe by then never was acknowledged.
+pub struct NatsLog {
+    commands: Mutex<Option<UnboundedSender<Command>>>,
+    waiting: Arc<AtomicUsize>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl std::fmt::Debug for NatsLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NatsLog").field("waiting", &self.waiting).finish_non_exhaustive()
+    }
+}
+
+impl NatsLog {
+    /// Starts the thread. Whether NATS is there is told by `State` events; until it is, everything waits.
+    ///
+    /// # Errors
+    /// The operating system refuses a thread or what it needs.
+    pub fn start(options: Options) -> std::io::Result<Self> {
+        let (commands, inbox) = unbounded_channel();
+        let waiting = Arc::<AtomicUsize>::default();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let work = Work::new(options, inbox, Arc::clone(&waiting));
+        let thread =
+            std::thread::Builder::new().name("log-nats".to_owned()).spawn(move || runtime.block_on(work.run()))?;
+        Ok(Self { commands: Mutex::new(Some(commands)), waiting, thread: Mutex::new(Some(thread)) })
+    }
+
+    fn tell(&self, command: Command) {
+        if let Ok(commands) = self.commands.lock() {
+            let _ = commands.as_ref().map(|c| c.send(command));
+        }
+    }
+
+    /// Ends the thread. What is under way may still be stored; nothing more is told.
+    pub fn close(&self) {
+        if let Ok(mut commands) = self.commands.lock() {
+            *commands = None;
+        }
+        let thread = self.thread.lock().ok().and_then(|mut t| t.take());
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for NatsLog {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Place for NatsLog {
+    fn append(&self, batch: Batch) {
+        self.waiting.fetch_add(batch.records.len() + BATCH_BYTES, Ordering::Relaxed);
+        self.tell(Command::Append(batch));
+    }
+
+    fn fence(&self, fence: Fence) {
+        self.tell(Command::Fence(fence));
+    }
+
+    fn release(&self, partition: u16) {
+        self.tell(Command::Release(partition));
+    }
+
+    fn last(&self, partition: u16) {
+        self.tell(Command::Last(partition));
+    }
+
+    fn read(&self, partition: u16, known: Anchor) {
+        self.tell(Command::Read(partition, known));
+    }
+
+    fn follow(&self, partitions: Vec<(u16, Anchor)>) {
+        self.tell(Command::Follow(partitions));
+    }
+
+    fn checkpoint(&self, partition: u16, at: At) {
+        self.tell(Command::Checkpoint(partition, at));
+    }
+
+    fn trim(&self, partition: u16, before: At) {
+        self.tell(Command::Trim(partition, before));
+    }
+
+    fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,69 @@
+//! Reading a partition's log from the stream's leader, in windows that are as wide as memory allows.
+
+use roostmq_engine::log::{Anchor, PlaceEvent, PlaceNotify};
+
+use crate::ask::Asker;
+use crate::chain::{MISSES_MAX, Seen};
+use crate::replay::Replay;
+
+/// Width of the first window, addresses of the stream.
+pub const WIDTH: u64 = 256;
+const WIDTHS: std::ops::RangeInclusive<u64> = 16..=8192;
+/// A window that brought less may be wider, one that brought more must be narrower, bytes.
+const WINDOW_BYTES: std::ops::RangeInclusive<usize> = 4 << 20..=16 << 20;
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(250);
+
+/// Width of the window after this one.
+#[must_use]
+pub fn next_width(width: u64, seen: &Seen) -> u64 {
+    let bytes: usize = seen.found.iter().filter_map(|(_, what)| what.as_ref()).map(|(_, records)| records.len()).sum();
+    let wanted = match bytes {
+        few if few < *WINDOW_BYTES.start() => width * 2,
+        many if many > *WINDOW_BYTES.end() => width / 4,
+        _ => width,
+    };
+    wanted.clamp(*WIDTHS.start(), *WIDTHS.end())
+}
+
+/// Reads behind what is known up to the end, tells the appends, and returns what remains to be told.
+pub async fn read(ask: &Asker, partition: u16, known: Anchor, notify: &PlaceNotify) -> Vec<PlaceEvent> {
+    let mut replay = Replay::new(partition, known);
+    match read_on(ask, partition, &mut replay, notify).await.and_then(|()| replay.check_front()) {
+        Ok(()) => vec![PlaceEvent::ReadEnd { partition, end: replay.known() }],
+        Err(why) => vec![PlaceEvent::Damaged { partition, why }],
+    }
+}
+
+/// Goes on with a replay until the end of the log, as the leader knows it.
+///
+/// # Errors
+/// The log is not what was written.
+pub async fn read_on(ask: &Asker, partition: u16, replay: &mut Replay, notify: &PlaceNotify) -> Result<(), String> {
+    let (mut upto, mut width, mut misses) = (replay.known().at, WIDTH, 0);
+    loop {
+        let Some(seen) = ask.look(partition, upto, width).await else {
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        };
+        if seen.upto < upto {
+            // shorter than what was known: asked again, a leader that is none any more may have said it
+            misses += 1;
+            if misses >= MISSES_MAX {
+                return Err(format!("partition {partition}: the log ends at {}, but reached to {upto}", seen.upto));
+            }
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        }
+        (upto, width) = (seen.upto, next_width(width, &seen));
+        let mut appends = Vec::new();
+        for found in seen.found {
+            appends.extend(replay.take(found)?);
+        }
+        if !appends.is_empty() {
+            notify(PlaceEvent::Read { partition, appends });
+        }
+        if seen.end {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,363 @@
+//! The thread of the log: takes commands, carries out what the chains ask for, tells what comes of it. Everything is one
+//! loop over commands, finished requests and a clock; nothing in it waits for a single partition.
+
+use std::collections::{HashMap, VecDeque};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use async_nats::{Client, Event};
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use roostmq_engine::log::{At, Batch, Fence, PlaceEvent, PlaceState};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::JoinHandle;
+
+use crate::ask::Asker;
+use crate::chain::{Action, Answer, Chain, Seen};
+use crate::log::{BATCH_BYTES, Command, Options};
+use crate::read::{WIDTH, next_width};
+use crate::stream::{Suits, SyncNeed};
+use crate::{read, stream, sync, tail};
+
+/// How soon a place that does not suit is looked at again.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How often one that suits is looked at.
+const SUITS_CHECK: Duration = Duration::from_secs(60);
+/// First and longest wait before something is asked again.
+const PAUSE: Duration = Duration::from_millis(25);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+type Doing = Pin<Box<dyn Future<Output = Done> + Send>>;
+
+/// What a finished request brings; chains by partition and number, so that one that was replaced hears nothing.
+enum Done {
+    Appended(u16, u64, Answer),
+    Looked(u16, u64, Option<Seen>),
+    Trimmed(u16, u64, At, bool),
+    /// Number of the check; an older one is not looked at.
+    Checked(u64, Suits),
+    Told(Vec<PlaceEvent>),
+}
+
+struct Writer {
+    chain: Chain,
+    number: u64,
+    /// Batches that are not safe, with the bytes counted for them.
+    owed: VecDeque<usize>,
+    width: u64,
+}
+
+pub(crate) struct Work {
+    options: Options,
+    inbox: UnboundedReceiver<Command>,
+    waiting: Arc<AtomicUsize>,
+    writers: HashMap<u16, Writer>,
+    doing: FuturesUnordered<Doing>,
+    numbers: u64,
+    checks: u64,
+    state: Option<PlaceState>,
+    /// The place was found to suit: from then on the chains look after themselves.
+    open: bool,
+    /// Commands that came before that.
+    held: Vec<Command>,
+    followed: Vec<JoinHandle<()>>,
+}
+
+impl Work {
+    pub(crate) fn new(options: Options, inbox: UnboundedReceiver<Command>, waiting: Arc<AtomicUsize>) -> Self {
+        let doing = FuturesUnordered::new();
+        let (writers, held, followed) = (HashMap::new(), Vec::new(), Vec::new());
+        Self {
+            options,
+            inbox,
+            waiting,
+            writers,
+            doing,
+            numbers: 0,
+            checks: 0,
+            state: None,
+            open: false,
+            held,
+            followed,
+        }
+    }
+
+    pub(crate) async fn run(mut self) {
+        self.say(PlaceState::Away(format!("not connected yet: {:?}", self.options.access.urls)));
+        let (heard, mut events) = unbounded_channel();
+        let Some(ask) = self.connect(heard).await else { return };
+        let system = self.system().await;
+        self.check(&ask, system.as_ref(), Duration::ZERO);
+        let mut idle = tokio::time::interval(self.options.idle);
+        idle.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                command = self.inbox.recv() => match command {
+                    Some(command) if self.open => self.command(&ask, command),
+                    Some(command) => self.held.push(command),
+                    None => break,
+                },
+                Some(done) = self.doing.next(), if !self.doing.is_empty() => self.done(&ask, system.as_ref(), done),
+                Some(event) = events.recv() => self.heard(&ask, system.as_ref(), &event),
+                _ = idle.tick() => self.idle(&ask),
+            }
+        }
+        self.unfollow();
+    }
+
+    /// `None` if the broker ended before there was anything to connect to.
+    async fn connect(&mut self, heard: UnboundedSender<Event>) -> Option<Asker> {
+        loop {
+            let heard = heard.clone();
+            match self.options.access.connect(move |event| drop(heard.send(event))).await {
+                Ok(client) => {
+                    let (names, patience) = (self.options.names.clone(), self.options.patience);
+                    return Some(Asker { client, names, patience });
+                }
+                Err(why) => self.say(PlaceState::Unsuitable(vec![why])),
+            }
+            let pause = tokio::time::sleep(AGAIN);
+            tokio::pin!(pause);
+            loop {
+                tokio::select! {
+                    () = &mut pause => break,
+                    command = self.inbox.recv() => self.held.push(command?),
+                }
+            }
+        }
+    }
+
+    async fn system(&self) -> Option<Client> {
+        match (&self.options.system, self.options.needs.sync) {
+            (Some(access), SyncNeed::Always) => access.connect(|_| ()).await.ok(),
+            _ => None,
+        }
+    }
+
+    /// What becomes of the connection; `Ready` only comes from a look at the streams.
+    fn heard(&mut self, ask: &Asker, system: Option<&Client>, event: &Event) {
+        match event {
+            Event::Connected => self.check(ask, system, Duration::ZERO),
+            Event::Disconnected | Event::Closed | Event::ServerError(_) | Event::ClientError(_) => {
+                self.say(PlaceState::Away(format!("NATS: {event}")));
+                self.check(ask, system, AGAIN);
+            }
+            _ => {}
+        }
+    }
+
+    /// Looks at the place after a while, instead of the look that is due.
+    fn check(&mut self, ask: &Asker, system: Option<&Client>, after: Duration) {
+        self.checks += 1;
+        self.doing.push(check(self.checks, ask.clone(), self.options.clone(), system.cloned(), after));
+    }
+
+    fn say(&mut self, state: PlaceState) {
+        if self.state.as_ref() != Some(&state) {
+            self.state = Some(state.clone());
+            (self.options.notify)(PlaceEvent::State(state));
+        }
+    }
+
+    fn command(&mut self, ask: &Asker, command: Command) {
+        match command {
+            Command::Append(batch) => self.append(ask, batch),
+            Command::Fence(fence) => self.fence(ask, fence),
+            Command::Release(p) => self.forget(p),
+            Command::Last(p) => self.doing.push(last(ask.clone(), p)),
+            Command::Read(partition, known) => {
+                let (ask, notify) = (ask.clone(), Arc::clone(&self.options.notify));
+                self.doing.push(Box::pin(async move { Done::Told(read::read(&ask, partition, known, &notify).await) }));
+            }
+            Command::Follow(partitions) => {
+                self.unfollow();
+                self.followed = tail::follow(ask, &self.options.notify, partitions);
+            }
+            Command::Checkpoint(p, at) => {
+                if let Some(writer) = self.writers.get_mut(&p) {
+                    writer.chain.checkpoint(at);
+                }
+            }
+            Command::Trim(p, before) => self.with(ask, p, |chain| chain.trim(before)),
+        }
+    }
+
+    fn append(&mut self, ask: &Asker, batch: Batch) {
+        let (partition, bytes) = (batch.partition, batch.records.len() + BATCH_BYTES);
+        match self.writers.get_mut(&partition) {
+            Some(writer) if !writer.chain.gone() => writer.owed.push_back(bytes),
+            _ => {
+                self.waiting.fetch_sub(bytes, Ordering::Relaxed);
+                return;
+            }
+        }
+        self.with(ask, partition, |chain| chain.push(batch));
+    }
+
+    fn fence(&mut self, ask: &Asker, fence: Fence) {
+        self.forget(fence.partition);
+        self.numbers += 1;
+        let (chain, actions) = Chain::fence(fence);
+        let writer = Writer { chain, number: self.numbers, owed: VecDeque::new(), width: WIDTH };
+        self.writers.insert(fence.partition, writer);
+        self.act(ask, fence.partition, actions);
+    }
+
+    /// A partition is written no more from here.
+    fn forget(&mut self, partition: u16) {
+        if let Some(writer) = self.writers.remove(&partition) {
+            self.waiting.fetch_sub(writer.owed.iter().sum(), Ordering::Relaxed);
+        }
+    }
+
+    fn with(&mut self, ask: &Asker, partition: u16, step: impl FnOnce(&mut Chain) -> Vec<Action>) {
+        if let Some(writer) = self.writers.get_mut(&partition) {
+            let actions = step(&mut writer.chain);
+            self.act(ask, partition, actions);
+        }
+    }
+
+    fn idle(&mut self, ask: &Asker) {
+        if self.open {
+            let all: Vec<u16> = self.writers.keys().copied().collect();
+            all.into_iter().for_each(|p| self.with(ask, p, Chain::idle));
+        }
+    }
+
+    fn act(&mut self, ask: &Asker, p: u16, actions: Vec<Action>) {
+        let Some(writer) = self.writers.get_mut(&p) else { return };
+        let (number, width) = (writer.number, writer.width);
+        for action in actions {
+            match action {
+                Action::Append { bytes, expect } => self.doing.push(append(ask.clone(), p, number, bytes, expect)),
+                Action::Look { known, tries } => self.doing.push(look(ask.clone(), p, number, (known, width, tries))),
+                Action::Trim(before) => self.doing.push(trim(ask.clone(), p, number, before)),
+                Action::Tell(event) => {
+                    match event {
+                        PlaceEvent::Safe { .. } => {
+                            let bytes = writer.owed.pop_front().unwrap_or(0);
+                            self.waiting.fetch_sub(bytes, Ordering::Relaxed);
+                        }
+                        PlaceEvent::Resigned { .. } | PlaceEvent::Damaged { .. } => {
+                            self.waiting.fetch_sub(writer.owed.drain(..).sum(), Ordering::Relaxed);
+                        }
+                        _ => {}
+                    }
+                    (self.options.notify)(event);
+                }
+            }
+        }
+    }
+
+    /// The writer that a request was for, if it is still the one.
+    fn current(&mut self, p: u16, number: u64) -> Option<&mut Writer> {
+        self.writers.get_mut(&p).filter(|w| w.number == number)
+    }
+
+    fn done(&mut self, ask: &Asker, system: Option<&Client>, done: Done) {
+        match done {
+            Done::Appended(p, number, answer) => {
+                if self.current(p, number).is_some() {
+                    self.with(ask, p, |chain| chain.answered(&answer));
+                }
+            }
+            Done::Looked(p, number, seen) => {
+                if let Some(writer) = self.current(p, number) {
+                    writer.width = seen.as_ref().map_or(writer.width, |seen| next_width(writer.width, seen));
+                    self.with(ask, p, |chain| chain.looked(seen));
+                }
+            }
+            Done::Trimmed(p, number, before, done) => {
+                if done {
+                    (self.options.notify)(PlaceEvent::Trimmed { partition: p, before });
+                } else if self.current(p, number).is_some() {
+                    self.with(ask, p, |chain| chain.trim(before));
+                }
+            }
+            Done::Told(events) => events.into_iter().for_each(|event| (self.options.notify)(event)),
+            Done::Checked(number, suits) if number == self.checks => self.checked(ask, system, suits),
+            Done::Checked(..) => {}
+        }
+    }
+
+    fn checked(&mut self, ask: &Asker, system: Option<&Client>, suits: Suits) {
+        let mut after = AGAIN;
+        match suits {
+            Suits::Yes => {
+                after = SUITS_CHECK;
+                // a stream that was there once is never made again by this process
+                self.options.needs.create = false;
+                self.open = true;
+                self.say(PlaceState::Ready);
+                let held = std::mem::take(&mut self.held);
+                held.into_iter().for_each(|command| self.command(ask, command));
+            }
+            Suits::Away(why) => self.say(PlaceState::Away(why)),
+            Suits::No(wrong) => self.say(PlaceState::Unsuitable(wrong)),
+        }
+        self.check(ask, system, after);
+    }
+
+    fn unfollow(&mut self) {
+        self.followed.drain(..).for_each(|task| task.abort());
+    }
+}
+
+fn pause(tries: u32) -> Duration {
+    if tries == 0 { Duration::ZERO } else { PAUSE_MAX.min(PAUSE * (1 << tries.min(6))) }
+}
+
+fn append(ask: Asker, p: u16, number: u64, bytes: Bytes, expect: Option<At>) -> Doing {
+    Box::pin(async move { Done::Appended(p, number, ask.append(p, bytes, expect).await) })
+}
+
+fn look(ask: Asker, p: u16, number: u64, (known, width, tries): (At, u64, u32)) -> Doing {
+    Box::pin(async move {
+        tokio::time::sleep(pause(tries)).await;
+        Done::Looked(p, number, ask.look(p, known, width).await)
+    })
+}
+
+fn trim(ask: Asker, p: u16, number: u64, before: At) -> Doing {
+    Box::pin(async move {
+        let done = ask.trim(p, before).await;
+        if !done {
+            tokio::time::sleep(PAUSE_MAX).await;
+        }
+        Done::Trimmed(p, number, before, done)
+    })
+}
+
+fn last(ask: Asker, partition: u16) -> Doing {
+    Box::pin(async move {
+        let mut tries = 0;
+        loop {
+            // "not found" is asked again: a leader that is none any more may have said it
+            let found = ask.last(partition).await;
+            if let Some(found) = found.filter(|found| found.is_some() || tries > 2) {
+                let last = found.and_then(|(at, what)| what.map(|(mark, _)| (at, mark.header)));
+                return Done::Told(vec![PlaceEvent::Last { partition, last }]);
+            }
+            tries += 1;
+            tokio::time::sleep(pause(tries)).await;
+        }
+    })
+}
+
+fn check(number: u64, ask: Asker, options: Options, system: Option<Client>, after: Duration) -> Doing {
+    Box::pin(async move {
+        tokio::time::sleep(after).await;
+        if ask.client.connection_state() != async_nats::connection::State::Connected {
+            let away = format!("no server of {:?} can be reached", options.access.urls);
+            return Done::Checked(number, Suits::Away(away));
+        }
+        let sync = match &system {
+            Some(system) => Some(sync::read(system).await),
+            None => None,
+        };
+        Done::Checked(number, stream::check(&ask, &options.needs, sync.as_ref()).await)
+    })
+}

@@ -1,0 +1,428 @@
+//! Promise 2 (an acknowledgement means something), for the log of a cluster: whatever is lost, delayed or doubled between
+//! owners and JetStream, what an owner was told to be safe is in every later replay, once and in order; no owner is stuck; and
+//! no damage is reported where there is none. The questions are those of the model `log_fence`; `log_mutations.py` takes
+//! each rule out and demands that this fails.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::collections::VecDeque;
+
+use proptest::prelude::*;
+use roostmq_engine::log::{Anchor, At, Batch, Fence, PlaceEvent};
+use roostmq_engine_nats::chain::{Action, Answer, Chain, Seen};
+use roostmq_engine_nats::frame::{Kind, decode};
+use roostmq_engine_nats::replay::{Found, Replay};
+
+const P: u16 = 5;
+const OWNERS: usize = 4;
+/// So many stale answers of a leader that is none any more, in a row.
+const STALE: u32 = 4;
+
+/// A request on its way: who sent it, what, on which condition, and whether somebody still waits for its answer.
+struct Request {
+    owner: usize,
+    bytes: Vec<u8>,
+    expect: Option<At>,
+    awaited: bool,
+}
+
+struct Owner {
+    chain: Chain,
+    epoch: u32,
+    next: u64,
+    number: u64,
+    fenced: Option<At>,
+    damaged: bool,
+    resigned: bool,
+    look: Option<At>,
+    stale: u32,
+    trims: VecDeque<At>,
+    /// Records that it read or wrote and knows to be safe, in order.
+    applied: Vec<u64>,
+    pushed: Vec<(u64, Vec<u64>)>,
+}
+
+/// Linear, as one subject of a stream is; the sequence of `log[i]` is `i + 1`. `None` was given back.
+#[derive(Default)]
+struct World {
+    log: Vec<Option<Vec<u8>>>,
+    net: Vec<Request>,
+    owners: Vec<Owner>,
+    acked: Vec<(u64, At)>,
+    front: At,
+    record: u64,
+    lossy: bool,
+}
+
+fn found(log: &[Option<Vec<u8>>], at: At) -> Option<Found> {
+    let bytes = log.get(at.checked_sub(1)? as usize)?.as_ref()?;
+    Some((at, decode(bytes).map(|(mark, records)| (mark, records.to_vec()))))
+}
+
+fn ids(records: &[u8]) -> Vec<u64> {
+    records.chunks(8).map(|b| u64::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
+impl World {
+    fn start(&mut self) {
+        let epoch = self.owners.len() as u32 + 1;
+        let (chain, actions) = Chain::fence(Fence { partition: P, epoch, ..Fence::default() });
+        let n = self.owners.len();
+        self.owners.push(Owner {
+            chain,
+            epoch,
+            next: 0,
+            number: 0,
+            fenced: None,
+            damaged: false,
+            resigned: false,
+            look: None,
+            stale: 0,
+            trims: VecDeque::new(),
+            applied: Vec::new(),
+            pushed: Vec::new(),
+        });
+        self.act(n, actions);
+    }
+
+    fn act(&mut self, n: usize, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Append { bytes, expect } => {
+                    assert!(!self.busy(n), "one request at a time");
+                    self.net.push(Request { owner: n, bytes: bytes.to_vec(), expect, awaited: true });
+                }
+                Action::Look { known, .. } => {
+                    assert!(!self.busy(n), "one request at a time");
+                    self.owners[n].look = Some(known);
+                }
+                Action::Trim(at) => self.owners[n].trims.push_back(at),
+                Action::Tell(event) => self.tell(n, event),
+            }
+        }
+    }
+
+    fn busy(&self, n: usize) -> bool {
+        self.owners[n].look.is_some() || self.net.iter().any(|r| r.owner == n && r.awaited)
+    }
+
+    fn tell(&mut self, n: usize, event: PlaceEvent) {
+        let owner = &mut self.owners[n];
+        match event {
+            PlaceEvent::Read { appends, .. } => {
+                owner.applied.extend(appends.iter().flat_map(|a| ids(&a.records)));
+            }
+            PlaceEvent::Fenced { at, next, .. } => {
+                owner.fenced = Some(at);
+                owner.next = next;
+            }
+            PlaceEvent::Safe { number, parts, .. } => {
+                let (pushed, records) = owner.pushed.remove(0);
+                assert_eq!(pushed, number, "in order");
+                assert_eq!(parts.len(), 1);
+                owner.applied.extend(&records);
+                self.acked.extend(records.iter().map(|r| (*r, parts[0].at)));
+            }
+            PlaceEvent::Resigned { epoch, .. } => {
+                assert!(epoch > owner.epoch);
+                owner.resigned = true;
+            }
+            PlaceEvent::Damaged { why, .. } => {
+                assert!(self.lossy, "damage where there is none: {why}");
+                owner.damaged = true;
+            }
+            _ => {}
+        }
+    }
+
+    fn serving(&self, n: usize) -> bool {
+        let o = &self.owners[n];
+        o.fenced.is_some() && !o.resigned && !o.damaged
+    }
+
+    fn push(&mut self, n: usize) {
+        self.record += 1;
+        let owner = &mut self.owners[n];
+        owner.number += 1;
+        let batch = Batch {
+            partition: P,
+            number: owner.number,
+            first: owner.next,
+            count: 1,
+            records: self.record.to_le_bytes().to_vec(),
+        };
+        owner.next += 1;
+        owner.pushed.push((owner.number, vec![self.record]));
+        let actions = owner.chain.push(batch);
+        self.act(n, actions);
+    }
+
+    /// A request arrives: stored or refused, and the answer comes or not.
+    fn arrive(&mut self, i: usize, answered: bool) {
+        let request = self.net.remove(i);
+        // the last sequence of the subject: what was given back counts no less
+        let last = self.log.len() as At;
+        let answer = if request.expect.is_none_or(|e| e == last) {
+            self.log.push(Some(request.bytes));
+            Answer::Stored(last + 1)
+        } else {
+            Answer::WrongLast
+        };
+        if request.awaited {
+            self.answer(request.owner, if answered { &answer } else { &Answer::Unknown });
+        }
+    }
+
+    fn answer(&mut self, n: usize, answer: &Answer) {
+        let actions = self.owners[n].chain.answered(answer);
+        self.act(n, actions);
+    }
+
+    /// A look is answered by a leader whose log ends `behind` before the real one; in windows of `width`.
+    fn see(&mut self, n: usize, behind: usize, width: At) {
+        let Some(known) = self.owners[n].look.take() else { return };
+        let log = &self.log[..self.log.len().saturating_sub(behind)];
+        let last = log.len() as At;
+        let upto = last.min(known + width).max(known.min(last));
+        let seen = Seen {
+            known: found(log, known),
+            found: (known + 1..=upto).filter_map(|at| found(log, at)).collect(),
+            upto,
+            end: upto == last,
+        };
+        let actions = self.owners[n].chain.looked(Some(seen));
+        self.act(n, actions);
+    }
+
+    fn step(&mut self, choice: u16) {
+        let (what, x) = (choice % 16, usize::from(choice / 16));
+        let n = x % self.owners.len().max(1);
+        match what {
+            0 if self.owners.len() < if self.lossy { 1 } else { OWNERS } => self.start(),
+            _ if self.owners.is_empty() => {}
+            1 | 2 if self.serving(n) && self.owners[n].pushed.len() < 3 => self.push(n),
+            3..=6 if !self.net.is_empty() => self.arrive(x % self.net.len(), what < 5),
+            7 if !self.net.is_empty() => {
+                let gone = self.net.remove(x % self.net.len());
+                if gone.awaited {
+                    self.answer(gone.owner, &Answer::Unknown);
+                }
+            }
+            8 => {
+                let waits = self.net.iter_mut().find(|r| r.owner == n && r.awaited);
+                if waits.map(|r| r.awaited = false).is_some() {
+                    self.answer(n, &Answer::Unknown);
+                }
+            }
+            9..=11 => {
+                self.owners[n].stale = 0;
+                self.see(n, 0, 1 + (x as At) % 3);
+            }
+            12 if self.owners[n].stale < STALE && !self.lossy => {
+                self.owners[n].stale += 1;
+                self.see(n, 1 + x % 2, 9);
+            }
+            13 => {
+                let actions = self.owners[n].chain.idle();
+                self.act(n, actions);
+            }
+            14 if self.lossy && x % 4 == 0 => {
+                self.log.pop();
+            }
+            14 => self.trim_some(n, x),
+            15 => {
+                if let Some(at) = self.owners[n].trims.pop_front() {
+                    self.give_back(at);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// An owner has completed a checkpoint that begins at an append of its own, and wants to trim.
+    fn trim_some(&mut self, n: usize, x: usize) {
+        let own: Vec<At> = (self.owners[n].fenced.unwrap_or(At::MAX).saturating_add(1)..=self.log.len() as At)
+            .filter(|at| {
+                let own = |m: roostmq_engine_nats::frame::Mark| {
+                    m.kind == Kind::Batch && m.header.epoch == self.owners[n].epoch
+                };
+                matches!(found(&self.log, *at), Some((_, Some((m, _)))) if own(m))
+            })
+            .filter(|at| self.acked.iter().any(|(_, acked)| acked == at))
+            .collect();
+        if let Some(at) = own.get(x % own.len().max(1)) {
+            self.owners[n].chain.checkpoint(*at);
+            let actions = self.owners[n].chain.trim(*at);
+            self.act(n, actions);
+        }
+    }
+
+    fn give_back(&mut self, before: At) {
+        self.front = self.front.max(before);
+        let keep = self.log.len() as At;
+        for at in 1..before.min(keep) {
+            self.log[at as usize - 1] = None;
+        }
+    }
+
+    /// What a new owner would replay now.
+    fn replayed(&self) -> Vec<(At, u64)> {
+        let mut replay = Replay::new(P, Anchor::default());
+        let mut all = Vec::new();
+        for found in (1..=self.log.len() as At).filter_map(|at| found(&self.log, at)) {
+            let append = replay.take(found).expect("an unbroken chain");
+            all.extend(append.iter().flat_map(|a| ids(&a.records).into_iter().map(|r| (a.at, r))));
+        }
+        replay.check_front().expect("a front");
+        all
+    }
+
+    fn check(&self) {
+        if self.lossy {
+            return;
+        }
+        let all = self.replayed();
+        let records: Vec<u64> = all.iter().map(|(_, r)| *r).collect();
+        let mut once = records.clone();
+        once.sort_unstable();
+        once.dedup();
+        assert_eq!(once.len(), records.len(), "doubled: {records:?}");
+        for (acked, at) in &self.acked {
+            assert!(*at < self.front || records.contains(acked), "acknowledged and lost: {acked} at {at}: {all:?}");
+        }
+        for owner in self.owners.iter().filter(|o| o.fenced.is_some()) {
+            // what an owner knows is what the log says, in its order, as far as neither was given back
+            let known: Vec<_> = owner.applied.iter().filter(|r| records.contains(r)).collect();
+            let said: Vec<_> = records.iter().filter(|r| owner.applied.contains(r)).collect();
+            assert_eq!(known, said, "out of order");
+            let upto: Vec<_> = all.iter().filter(|(at, _)| *at < owner.fenced.unwrap()).collect();
+            assert!(
+                upto.iter().all(|(_, r)| owner.applied.contains(r)),
+                "owner {} misses some of {upto:?}",
+                owner.epoch
+            );
+        }
+    }
+
+    /// All faults end: everything arrives, everybody looks.
+    fn rest(&mut self) {
+        for _ in 0..200 {
+            while !self.net.is_empty() {
+                self.arrive(0, true);
+                self.check();
+            }
+            for n in 0..self.owners.len() {
+                let actions = self.owners[n].chain.idle();
+                self.act(n, actions);
+                self.see(n, 0, 5);
+            }
+            self.check();
+            if self.net.is_empty() && self.owners.iter().all(|o| o.look.is_none()) {
+                break;
+            }
+        }
+        let Some(last) = self.owners.last() else { return };
+        assert!(!last.resigned && (last.fenced.is_some() || last.damaged), "the last owner does not serve");
+        assert!(last.pushed.is_empty() || last.damaged, "the last owner is stuck");
+    }
+}
+
+fn run(lossy: bool, choices: &[u16]) -> World {
+    let mut world = World { lossy, ..World::default() };
+    for choice in choices {
+        world.step(*choice);
+        world.check();
+    }
+    world.rest();
+    world
+}
+
+fn cases() -> ProptestConfig {
+    let cases = std::env::var("ROOST_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(4000);
+    ProptestConfig { cases, failure_persistence: None, max_shrink_iters: 20_000, ..ProptestConfig::default() }
+}
+
+proptest! {
+    #![proptest_config(cases())]
+
+    /// Four owners, one after the other, none learns of the next but from the log.
+    #[test]
+    fn nothing_acknowledged_is_lost_doubled_or_out_of_order(choices in prop::collection::vec(any::<u16>(), 0..160)) {
+        run(false, &choices);
+    }
+
+    /// JetStream forgets its tail under a serving owner: what was acknowledged is there, or the damage is said.
+    #[test]
+    fn a_lost_tail_is_noticed(choices in prop::collection::vec(any::<u16>(), 0..80)) {
+        let world = run(true, &choices);
+        let mut replay = Replay::new(P, Anchor::default());
+        let mut records = Vec::new();
+        for found in (1..=world.log.len() as At).filter_map(|at| found(&world.log, at)) {
+            match replay.take(found) {
+                Ok(append) => records.extend(append.iter().flat_map(|a| ids(&a.records))),
+                Err(_) => return Ok(()), // a replay that says so
+            }
+        }
+        let lost: Vec<_> = world.acked.iter().filter(|(r, at)| *at >= world.front && !records.contains(r)).collect();
+        prop_assert!(lost.is_empty() || world.owners.iter().any(|o| o.damaged), "silently lost: {:?}", lost);
+    }
+}
+
+fn settle(world: &mut World) {
+    for _ in 0..40 {
+        while !world.net.is_empty() {
+            world.arrive(0, true);
+        }
+        for n in 0..world.owners.len() {
+            world.see(n, 0, 100);
+        }
+    }
+}
+
+/// A stream that is missing, or shorter than the table knows, never restarts empty (design, section 7).
+#[test]
+fn a_shorter_log_is_not_begun_again() {
+    let mut world = World { lossy: true, ..World::default() };
+    world.start();
+    let (chain, actions) = Chain::fence(Fence { partition: P, epoch: 2, at_least: 7, ..Fence::default() });
+    world.owners[0].chain = chain;
+    world.net.clear();
+    world.act(0, actions);
+    settle(&mut world);
+    assert!(world.owners[0].damaged);
+    assert!(world.owners[0].fenced.is_none());
+}
+
+/// A log whose front is missing, though nobody gave it back, stops its next owner.
+#[test]
+fn a_missing_front_is_noticed() {
+    let mut world = World { lossy: true, ..World::default() };
+    world.start();
+    settle(&mut world);
+    for _ in 0..3 {
+        world.push(0);
+        settle(&mut world);
+    }
+    world.log[0] = None;
+    world.log[1] = None;
+    world.start();
+    settle(&mut world);
+    assert!(world.owners[1].damaged);
+}
+
+/// An append that the log does not take while it is full waits and is told; nothing is lost of it.
+#[test]
+fn a_full_log_is_said_and_waited_for() {
+    let mut world = World::default();
+    world.start();
+    settle(&mut world);
+    world.push(0);
+    let request = world.net.remove(0);
+    let actions = world.owners[0].chain.answered(&Answer::Full);
+    assert!(actions.contains(&Action::Tell(PlaceEvent::Full { partition: P, full: true })));
+    world.act(0, actions);
+    world.see(0, 0, 9);
+    assert_eq!(world.net[0].bytes, request.bytes, "a retry is byte-identical");
+    settle(&mut world);
+    assert_eq!(world.acked.len(), 1);
+}
