@@ -11,9 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PYTHON = sorted((ROOT / "src" / "roostmq").rglob("*.py"))
-RUST = sorted(
-    path for crate in ("engine", "load", "binding", "bench/null") for path in (ROOT / crate / "src").rglob("*.rs")
-)
+CRATES = ("engine", "engine-nats", "load", "binding", "bench/null")
+RUST = sorted(path for crate in CRATES for path in (ROOT / crate / "src").rglob("*.rs"))
 
 PYTHON_FLOORS = [
     {"errors", "model", "__init__"},
@@ -113,7 +112,7 @@ def test_the_life_of_a_publish_fits_in_a_head() -> None:
 
 
 def test_no_unsafe_and_no_panics_in_the_engine() -> None:
-    for root in ("engine/src/lib.rs", "load/src/lib.rs", "bench/null/src/main.rs"):
+    for root in ("engine/src/lib.rs", "engine-nats/src/lib.rs", "load/src/lib.rs", "bench/null/src/main.rs"):
         assert "#![forbid(unsafe_code)]" in (ROOT / root).read_text()
     for path in RUST:
         text = path.read_text().split("#[cfg(test)]")[0]
