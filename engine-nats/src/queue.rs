@@ -104,3 +104,63 @@ impl Queue {
         safe
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A framed record: length, CRC, body.
+    fn framed(len: usize) -> Vec<u8> {
+        let (mut out, mut rest) = (Vec::new(), len);
+        while rest >= 0x80 {
+            out.push(rest as u8 | 0x80);
+            rest >>= 7;
+        }
+        out.push(rest as u8);
+        out.resize(out.len() + 4 + len, 1);
+        out
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Batches become appends of a bounded size, cut between records; each is safe when its last part is.
+        #[test]
+        fn everything_goes_once_and_in_order(
+            batches in prop::collection::vec(prop::collection::vec(0_usize..300_000, 1..6), 1..6)
+        ) {
+            let (mut queue, mut first, mut all) = (Queue::default(), 7, Vec::new());
+            for (number, sizes) in (0..).zip(&batches) {
+                let records: Vec<u8> = sizes.iter().flat_map(|len| framed(*len)).collect();
+                all.extend_from_slice(&records);
+                let count = sizes.len() as u32;
+                queue.push(Batch { partition: 1, number, first, count, records }).unwrap();
+                first += u64::from(count);
+            }
+            let (mut next, mut at, mut written, mut safe) = (7, 0, Vec::new(), Vec::new());
+            while let Some(mut taken) = queue.take() {
+                prop_assert!(taken.records.len() <= APPEND_BYTES_MAX);
+                prop_assert_eq!(taken.first, next);
+                next += u64::from(taken.count);
+                at += 1;
+                written.append(&mut taken.records);
+                safe.extend(queue.landed(taken, at));
+            }
+            prop_assert_eq!(next, first);
+            prop_assert_eq!(written, all);
+            prop_assert_eq!(safe.iter().map(|(n, _)| *n).collect::<Vec<_>>(), (0..batches.len() as u64).collect::<Vec<_>>());
+            for ((_, parts), sizes) in safe.iter().zip(&batches) {
+                prop_assert_eq!(parts.iter().map(|p| p.count as usize).sum::<usize>(), sizes.len());
+            }
+        }
+    }
+
+    /// What no append can hold is refused, not cut in the middle.
+    #[test]
+    fn a_record_that_is_too_large_is_refused() {
+        let batch = |len| Batch { partition: 1, number: 0, first: 0, count: 1, records: framed(len) };
+        assert!(Queue::default().push(batch(RECORD_BYTES_MAX)).is_err());
+        assert!(Queue::default().push(batch(RECORD_BYTES_MAX - 100)).is_ok());
+    }
+}

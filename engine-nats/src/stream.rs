@@ -17,6 +17,8 @@ const NO_STREAM: u64 = 10059;
 pub struct Needs {
     /// Copies of each; `None`: 3, or as many as there are servers.
     pub replicas: Option<u64>,
+    /// So many servers there are at least: a server that has just started does not know the others.
+    pub servers: usize,
     /// Bytes that each may hold; when they are full nothing is taken and nothing goes.
     pub max_bytes: u64,
     /// The cluster is new: make what is missing.
@@ -67,8 +69,7 @@ pub async fn check(ask: &Asker, needs: &Needs, sync: Option<&Sync>) -> Suits {
     if let Some(error) = account.get("error") {
         return Suits::No(vec![format!("JetStream cannot be used: {error}")]);
     }
-    let servers = info.connect_urls.len().max(1) as u64;
-    let replicas = needs.replicas.unwrap_or_else(|| servers.min(3));
+    let replicas = needs.replicas.unwrap_or_else(|| info.connect_urls.len().max(needs.servers).clamp(1, 3) as u64);
     let mut wrong = sync_faults(needs.sync, sync);
     for number in 0..ask.names.streams {
         match check_one(ask, number, needs, replicas).await {

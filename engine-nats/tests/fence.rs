@@ -8,9 +8,9 @@
 use std::collections::VecDeque;
 
 use proptest::prelude::*;
-use roostmq_engine::log::{Anchor, At, Batch, Fence, PlaceEvent};
+use roostmq_engine::log::{Anchor, At, Batch, Fence, Header, PlaceEvent};
 use roostmq_engine_nats::chain::{Action, Answer, Chain, Seen};
-use roostmq_engine_nats::frame::{Kind, decode};
+use roostmq_engine_nats::frame::{Kind, decode, encode};
 use roostmq_engine_nats::replay::{Found, Replay};
 
 const P: u16 = 5;
@@ -425,4 +425,30 @@ fn a_full_log_is_said_and_waited_for() {
     assert_eq!(world.net[0].bytes, request.bytes, "a retry is byte-identical");
     settle(&mut world);
     assert_eq!(world.acked.len(), 1);
+}
+
+/// A batch that does not follow the one before it, by address or by index, is not believed.
+#[test]
+fn a_broken_chain_is_not_replayed() {
+    let put = |kind, epoch, first, before| {
+        let header = Header { partition: P, epoch, first, count: 1, before, checkpoint: 0 };
+        decode(&encode(kind, &header, &[0; 8]).0).map(|(mark, records)| (mark, records.to_vec()))
+    };
+    let good = [put(Kind::Epoch, 1, 0, 0), put(Kind::Batch, 1, 0, 1), put(Kind::Batch, 1, 1, 2)];
+    let read = |log: &[Option<_>]| {
+        let mut replay = Replay::new(P, Anchor::default());
+        (1..).zip(log.iter().cloned()).try_for_each(|found| replay.take(found).map(drop))
+    };
+    assert_eq!(read(&good), Ok(()));
+    for broken in [
+        put(Kind::Batch, 1, 1, 1),
+        put(Kind::Batch, 1, 2, 2),
+        put(Kind::Batch, 1, 0, 2),
+        put(Kind::Batch, 2, 1, 2),
+        None,
+    ] {
+        let mut log = good.clone();
+        log[2] = broken;
+        assert!(read(&log).is_err());
+    }
 }

@@ -49,9 +49,10 @@ fn damage(heard: &Heard, p: u16) -> String {
 }
 
 fn unsuitable(heard: &Heard, what: &str) {
-    heard.event(what, |e| {
-        matches!(e, PlaceEvent::State(PlaceState::Unsuitable(w)) if w.iter().any(|w| w.contains(what)))
-    });
+    heard.event(
+        what,
+        |e| matches!(e, PlaceEvent::State(PlaceState::Unsuitable(w)) if w.iter().any(|w| w.contains(what))),
+    );
 }
 
 /// A log that was trimmed goes on from its checkpoint; a standby follows it and takes over from where it is.
@@ -74,7 +75,6 @@ fn trimmed_followed_and_taken_over() {
     assert!(!heard.all().iter().any(|e| matches!(e, PlaceEvent::Trimmed { .. })));
     write(&log, &heard, 0, 10, 2);
     heard.event("trimmed", |e| *e == PlaceEvent::Trimmed { partition: 0, before: at[6] });
-    standby_heard.wait("all that is followed", |_| Some(()));
     let known = standby_heard.wait("all that is followed", |events| {
         let reads = events.iter().filter_map(|e| match e {
             PlaceEvent::Read { partition: 0, appends } => Some(appends),

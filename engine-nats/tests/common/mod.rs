@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -126,11 +126,12 @@ pub fn names(streams: u16) -> Names {
 }
 
 pub fn options(access: Access, streams: u16, notify: PlaceNotify) -> Options {
+    let servers = access.urls.len();
     Options {
         access,
         system: None,
         names: names(streams),
-        needs: Needs { replicas: None, max_bytes: 1 << 30, create: true, sync: SyncNeed::Asserted },
+        needs: Needs { replicas: None, servers, max_bytes: 1 << 30, create: true, sync: SyncNeed::Asserted },
         patience: Duration::from_secs(2),
         idle: Duration::from_millis(500),
         notify,
@@ -170,7 +171,11 @@ impl Heard {
                 return found;
             }
             let left = end.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "waited in vain for {what}; last: {:?}", events.iter().rev().take(5).collect::<Vec<_>>());
+            assert!(
+                !left.is_zero(),
+                "waited in vain for {what}; last: {:?}",
+                events.iter().rev().take(5).collect::<Vec<_>>()
+            );
             events = self.bell.wait_timeout(events, left).unwrap().0;
         }
     }
@@ -254,8 +259,4 @@ pub fn api(servers: &Servers, what: &str, body: &serde_json::Value) -> serde_jso
         let answer = client.request(format!("$JS.API.{what}"), body.to_string().into()).await.unwrap();
         serde_json::from_slice(&answer.payload).unwrap()
     })
-}
-
-pub fn exists(path: &Path) -> bool {
-    path.exists()
 }
