@@ -150,7 +150,7 @@ impl Asker {
         if last_at <= known {
             return Some(seen);
         }
-        let Some(first) = self.next(partition, known.saturating_add(1)).await? else { return Some(seen) };
+        let first = self.next(partition, known.saturating_add(1)).await??;
         let from = first.0.saturating_add(1);
         seen.upto = last_at.min(first.0.saturating_add(width));
         seen.end = seen.upto == last_at;
@@ -168,16 +168,17 @@ impl Asker {
         Some(seen)
     }
 
+    /// Everything between two addresses. A server that finds nothing here does not know the last append, which another one
+    /// had: its answers are worth nothing. One that names something behind the end knows all before it.
     async fn walk(&self, partition: u16, from: At, upto: At) -> Option<Vec<Found>> {
         let (mut found, mut at) = (Vec::new(), from);
         while at <= upto {
-            match self.next(partition, at).await? {
-                Some(next) if next.0 <= upto => {
-                    at = next.0 + 1;
-                    found.push(next);
-                }
-                _ => break,
+            let next = self.next(partition, at).await??;
+            if next.0 > upto {
+                break;
             }
+            at = next.0 + 1;
+            found.push(next);
         }
         Some(found)
     }

@@ -79,7 +79,7 @@ impl Access {
         let options = options
             .name(&self.name)
             .retry_on_initial_connect()
-            .max_reconnects(None)
+            .max_reconnects(None::<usize>)
             .reconnect_delay_callback(|n| RETRY_MAX.min(Duration::from_millis(50 << n.min(6))))
             .connection_timeout(Duration::from_secs(3))
             .ping_interval(Duration::from_secs(5))

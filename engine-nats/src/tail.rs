@@ -2,7 +2,8 @@
 //! partitions: consumers are what JetStream has few of.
 //!
 //! A consumer may be served by a copy that lags or has lost something. So the beginning is read from the leader, and
-//! where the chain is broken the leader is asked before it is called damage.
+//! where the chain is broken the leader is asked before it is called damage. What comes before an `EPOCH` is not named by
+//! it, so everything up to one is read from the leader too.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use roostmq_engine::log::{Anchor, PlaceEvent, PlaceNotify};
 use tokio::task::JoinHandle;
 
 use crate::ask::Asker;
-use crate::frame::decode;
+use crate::frame::{Kind, decode};
 use crate::read::read_on;
 use crate::replay::Replay;
 
@@ -86,6 +87,10 @@ impl Tail {
             let Some(p) = message.subject.rsplit('.').next().and_then(|p| p.parse::<u16>().ok()) else { continue };
             let Some(replay) = self.replays.get_mut(&p) else { continue };
             let what = decode(&message.payload).map(|(mark, records)| (mark, records.to_vec()));
+            if at > replay.known().at && matches!(&what, Some((mark, _)) if mark.kind == Kind::Epoch) {
+                self.ask_leader(p).await;
+                continue;
+            }
             let before = replay.clone();
             match replay.take((at, what)) {
                 Ok(Some(append)) => (self.notify)(PlaceEvent::Read { partition: p, appends: vec![append] }),
