@@ -28,7 +28,8 @@ const OPEN_PER_S: usize = 10_000;
 async fn main() -> Result<(), Failed> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let arg = |n: usize| args.get(n).map_or("", String::as_str);
-    let client = async_nats::connect(arg(0)).await?;
+    let urls: Vec<_> = arg(0).split(',').map(str::to_owned).collect();
+    let client = async_nats::connect(urls).await?;
     match arg(1) {
         "setup" => setup(&client).await,
         "fence" => fence(&client).await,
@@ -54,7 +55,7 @@ async fn api(client: &Client, subject: String, body: Value) -> Result<Value, Fai
 async fn setup(client: &Client) -> Result<(), Failed> {
     for s in 0..STREAMS {
         let body = json!({"name": format!("m{s}"), "subjects": [format!("m{s}.>")], "num_replicas": 3,
-            "storage": "file", "retention": "limits", "discard": "new", "max_bytes": 4_000_000_000_u64,
+            "storage": "file", "retention": "limits", "discard": "new", "max_bytes": 1_000_000_000_u64,
             "allow_atomic": true, "allow_direct": false});
         for attempt in 0.. {
             let answer = api(client, format!("$JS.API.STREAM.CREATE.m{s}"), body.clone()).await;
@@ -139,12 +140,13 @@ async fn run(client: &Client, cell: Cell) -> Result<(), Failed> {
             tokio::spawn(async move { write(&client, cell, mine, start).await })
         })
         .collect();
-    let (mut all, mut appends, mut messages) = (Vec::new(), 0, 0);
+    let (mut all, mut appends, mut messages, mut refused) = (Vec::new(), 0, 0, 0);
     for task in tasks {
         let mut tally = task.await?.map_err(|e| format!("a writer: {e}"))?;
         all.append(&mut tally.us);
         appends += tally.appends;
         messages += tally.messages;
+        refused += tally.refused;
     }
     all.sort_unstable();
     let at = |share: f64| all.get((all.len() as f64 * share) as usize).copied().unwrap_or(0) as f64 / 1000.0;
@@ -153,7 +155,7 @@ async fn run(client: &Client, cell: Cell) -> Result<(), Failed> {
         "{}",
         json!({"shape": if cell.atomic { "atomic" } else { "chain" }, "load": if cell.open { "open" } else { "full" },
             "subjects": cell.subjects, "requests_s": (appends as f64 / s).round(),
-            "messages_s": (messages as f64 / s).round(), "p50_ms": at(0.5), "p99_ms": at(0.99)})
+            "messages_s": (messages as f64 / s).round(), "p50_ms": at(0.5), "p99_ms": at(0.99), "refused": refused})
     );
     Ok(())
 }
@@ -163,6 +165,7 @@ struct Tally {
     us: Vec<u64>,
     appends: u64,
     messages: u64,
+    refused: u64,
 }
 
 async fn write(client: &Client, cell: Cell, mine: Vec<usize>, start: Instant) -> Result<Tally, Failed> {
@@ -198,23 +201,18 @@ async fn write(client: &Client, cell: Cell, mine: Vec<usize>, start: Instant) ->
                 came.push(now);
             }
             if bytes > 0 {
-                let expect = last.get(n).copied().unwrap_or(0);
-                parts.push((n, (format!("m{}.{run}.{p}", p % STREAMS), expect, Bytes::from(vec![7; bytes]))));
+                parts.push((n, format!("m{}.{run}.{p}", p % STREAMS), Bytes::from(vec![7; bytes])));
             }
         }
-        let places: Vec<usize> = parts.iter().map(|(n, _)| *n).collect();
-        let mut bodies: Vec<_> = parts.into_iter().map(|(_, part)| part).collect();
-        let seq = match bodies.pop() {
-            Some((subject, expect, body)) if !cell.atomic => append(client, &subject, headers(expect), body).await?,
-            Some(only) => {
-                bodies.push(only);
-                atomic(client, &format!("{run}-{}-{round}", mine.first().unwrap_or(&0)), bodies).await?
-            }
-            None => continue,
-        };
-        for (back, n) in places.iter().rev().enumerate() {
-            if let Some(last) = last.get_mut(*n) {
-                *last = seq - back as u64;
+        if parts.is_empty() {
+            continue;
+        }
+        let id = format!("{run}-{}-{round}", mine.first().unwrap_or(&0));
+        while let Err(why) = send(client, cell, &parts, &mut last, &format!("{id}-{}", tally.refused)).await {
+            // refused: the answer to the append before came before the server had forgotten that it was under way
+            tally.refused += 1;
+            if tally.refused > 1000 {
+                return Err(why);
             }
         }
         tally.us.extend(came.iter().map(|t| t.elapsed().as_micros() as u64));
@@ -222,6 +220,34 @@ async fn write(client: &Client, cell: Cell, mine: Vec<usize>, start: Instant) ->
         tally.messages += came.len() as u64;
     }
     Ok(tally)
+}
+
+/// Sends what came for some subjects, and remembers their sequences.
+async fn send(
+    client: &Client,
+    cell: Cell,
+    parts: &[(usize, String, Bytes)],
+    last: &mut [u64],
+    id: &str,
+) -> Result<(), Failed> {
+    let mut bodies: Vec<_> = parts
+        .iter()
+        .map(|(n, subject, body)| (subject.clone(), last.get(*n).copied().unwrap_or(0), body.clone()))
+        .collect();
+    let seq = match bodies.pop() {
+        Some((subject, expect, body)) if !cell.atomic => append(client, &subject, headers(expect), body).await?,
+        Some(only) => {
+            bodies.push(only);
+            atomic(client, id, bodies).await?
+        }
+        None => return Ok(()),
+    };
+    for (back, (n, ..)) in parts.iter().rev().enumerate() {
+        if let Some(last) = last.get_mut(*n) {
+            *last = seq - back as u64;
+        }
+    }
+    Ok(())
 }
 
 /// Does a wrong sequence of one subject refuse the whole batch?

@@ -135,6 +135,11 @@ impl Asker {
         self.get(partition, &json!({"seq": from, "next_by_subj": self.names.subject(partition)})).await
     }
 
+    /// Address of the first append that is left of a partition; 0 if there is none. `None` if it is not known.
+    pub async fn front(&self, partition: u16) -> Option<At> {
+        self.next(partition, 1).await.map(|first| first.map_or(0, |(at, _)| at))
+    }
+
     /// What lies at an address and behind it, looking through so many addresses of the stream. `None` if it is not known.
     pub async fn look(&self, partition: u16, known: At, width: u64) -> Option<Seen> {
         let last = self.last(partition).await?;

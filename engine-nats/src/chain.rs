@@ -9,7 +9,7 @@
 //! - What is missing is asked for again, several times, before it is called lost; a log that lost something stops.
 
 use bytes::Bytes;
-use roostmq_engine::log::{At, Batch, Fence, Header, PlaceEvent, Position};
+use roostmq_engine::log::{Anchor, At, Batch, Fence, Header, PlaceEvent, Position};
 
 use crate::frame::{Kind, Mark, encode};
 use crate::queue::{Queue, Taken};
@@ -85,6 +85,8 @@ struct Fencing {
     upto: At,
     /// The beginning of what is known was seen to be there.
     checked: bool,
+    /// It was read again from the front, because nothing followed this address: then the front lies behind it.
+    front_behind: At,
 }
 
 #[derive(Debug)]
@@ -123,7 +125,8 @@ impl Chain {
     pub fn fence(fence: Fence) -> (Self, Vec<Action>) {
         let Fence { partition, epoch, known, at_least } = fence;
         let replay = Replay::new(partition, known);
-        let fencing = Fencing { replay, at_least, answered: None, upto: known.at, checked: known.at == 0 };
+        let fencing =
+            Fencing { replay, at_least, answered: None, upto: known.at, checked: known.at == 0, front_behind: 0 };
         let mut chain = Self {
             partition,
             epoch,
@@ -167,8 +170,8 @@ impl Chain {
     }
 
     /// The last complete checkpoint begins here.
-    pub const fn checkpoint(&mut self, at: At) {
-        self.checkpoint = at;
+    pub fn checkpoint(&mut self, at: At) {
+        self.checkpoint = self.checkpoint.max(at);
     }
 
     /// What lies before this address is wanted no more.
@@ -233,6 +236,9 @@ impl Chain {
         let State::Fencing(f) = &mut self.state else { return Vec::new() };
         let known = f.replay.known();
         if !f.checked {
+            if seen.known.is_none() && seen.upto > known.at && self.misses + 1 >= MISSES_MAX {
+                return self.read_again(format!("nothing lies at {}, up to where the log is known here", known.at));
+            }
             let there = matches!(&seen.known, Some((_, Some((mark, _)))) if mark.header.epoch == known.epoch);
             if !there {
                 let what =
@@ -253,7 +259,7 @@ impl Chain {
             }
             match f.replay.take(found) {
                 Ok(append) => appends.extend(append),
-                Err(why) => return self.damaged(why),
+                Err(why) => return self.read_again(why),
             }
         }
         f.upto = f.upto.max(seen.upto);
@@ -265,11 +271,25 @@ impl Chain {
         out
     }
 
+    /// An older owner that does not know yet may have given back what was to be read: the front says so.
+    fn read_again(&mut self, why: String) -> Vec<Action> {
+        let State::Fencing(f) = &mut self.state else { return Vec::new() };
+        let at = f.replay.known().at;
+        if at <= f.front_behind {
+            return self.damaged(why);
+        }
+        let replay = Replay::new(self.partition, Anchor::default());
+        **f = Fencing { replay, upto: 0, checked: true, front_behind: at, ..**f };
+        let mut out = vec![Action::Tell(PlaceEvent::Again { partition: self.partition })];
+        out.extend(self.look(true));
+        out
+    }
+
     /// Everything was read: is the own `EPOCH` in it, and all that must be?
     fn fenced(&mut self) -> Vec<Action> {
         let State::Fencing(f) = &self.state else { return Vec::new() };
         let (known, head, upto) = (f.replay.known(), f.replay.head(), f.upto);
-        let must = f.answered.unwrap_or(0).max(f.at_least);
+        let must = f.answered.unwrap_or(0).max(f.at_least).max(f.front_behind);
         if upto < must {
             return self.missed(format!("the log ends at {upto}, but reached to {must}"));
         }
@@ -278,6 +298,10 @@ impl Chain {
                 return self.missed(format!("EPOCH {} was stored and is not there", self.epoch));
             }
             return self.send_epoch();
+        }
+        let behind = f.front_behind;
+        if behind > 0 && f.replay.front() <= behind {
+            return self.damaged(format!("the log has lost what lay at {behind} or behind it; see `restore`"));
         }
         if let Err(why) = f.replay.check_front() {
             return self.damaged(why);
@@ -291,6 +315,11 @@ impl Chain {
 
     /// Compares what is there with what was written.
     fn compare(&mut self, seen: &Seen) -> Vec<Action> {
+        // first of all: a newer owner may have given back what lies at the own end
+        let epochs = seen.found.iter().filter_map(|(_, what)| what.as_ref()).map(|(mark, _)| mark.header.epoch);
+        if let Some(higher) = epochs.max().filter(|e| *e > self.epoch) {
+            return self.resign(higher);
+        }
         let (at, written) = self.head;
         let there = seen.known.as_ref().and_then(|(_, what)| what.as_ref()).map(|(mark, _)| *mark);
         if there != written {
@@ -303,9 +332,6 @@ impl Chain {
             let Some((mark, _)) = what else {
                 return self.damaged(format!("what lies at {at} is not a sound append"));
             };
-            if mark.header.epoch > self.epoch {
-                return self.resign(mark.header.epoch);
-            }
             let pending = self.flight.as_ref().is_some_and(|f| f.mark == *mark);
             if pending && mine.is_none() {
                 mine = Some(*at);
@@ -348,7 +374,7 @@ impl Chain {
             return Vec::new();
         }
         if self.flight.is_none() {
-            self.flight = self.queue.take().map(|taken| {
+            self.flight = self.queue.take().map(|mut taken| {
                 let header = Header {
                     partition: self.partition,
                     epoch: self.epoch,
@@ -358,7 +384,8 @@ impl Chain {
                     checkpoint: self.checkpoint,
                 };
                 let (bytes, mark) = encode(Kind::Batch, &header, &taken.records);
-                Flight { bytes: bytes.into(), mark, taken: Taken { records: Vec::new(), ..taken } }
+                taken.records = Vec::new();
+                Flight { bytes: bytes.into(), mark, taken }
             });
         }
         let Some(flight) = &self.flight else { return Vec::new() };

@@ -56,8 +56,18 @@ pub async fn read_on(ask: &Asker, partition: u16, replay: &mut Replay, notify: &
         }
         (upto, width) = (seen.upto, next_width(width, &seen));
         let mut appends = Vec::new();
-        for found in seen.found {
-            appends.extend(replay.take(found)?);
+        let taken =
+            seen.found.into_iter().try_for_each(|found| replay.take(found).map(|append| appends.extend(append)));
+        if let Err(why) = taken {
+            // given back while it was read? Then the front lies behind what was read.
+            let Some(front) = ask.front(partition).await else { continue };
+            if front <= replay.known().at {
+                return Err(why);
+            }
+            *replay = Replay::new(partition, Anchor::default());
+            upto = 0;
+            notify(PlaceEvent::Again { partition });
+            continue;
         }
         if !appends.is_empty() {
             notify(PlaceEvent::Read { partition, appends });

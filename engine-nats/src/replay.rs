@@ -44,6 +44,12 @@ impl Replay {
         self.head
     }
 
+    /// First address that was read; 0 if none was.
+    #[must_use]
+    pub fn front(&self) -> At {
+        self.front.unwrap_or(0)
+    }
+
     /// Takes what lies at the next address. An append of the chain comes back, nothing for what is to be ignored.
     ///
     /// # Errors
@@ -106,7 +112,7 @@ impl Replay {
     /// # Errors
     /// The front of the log is missing.
     pub fn check_front(&self) -> Result<(), String> {
-        let front = self.front.unwrap_or(0);
+        let front = self.front();
         if self.trimmed && self.known.checkpoint < front {
             return Err(format!(
                 "partition {}: the log begins at {front}, behind its checkpoint at {}",

@@ -112,6 +112,7 @@ impl World {
             PlaceEvent::Read { appends, .. } => {
                 owner.applied.extend(appends.iter().flat_map(|a| ids(&a.records)));
             }
+            PlaceEvent::Again { .. } => owner.applied.clear(),
             PlaceEvent::Fenced { at, next, .. } => {
                 owner.fenced = Some(at);
                 owner.next = next;

@@ -60,8 +60,8 @@ TAKEN = [
     Mutation(
         "resign: a higher epoch behind the own end is passed over",
         CHAIN,
-        "if mark.header.epoch > self.epoch {",
-        "if false {",
+        ".filter(|e| *e > self.epoch)",
+        ".filter(|_| false)",
     ),
     Mutation(
         "resign-before: a higher epoch before the own EPOCH is passed over", CHAIN, "if higher > epoch {", "if false {"

@@ -99,6 +99,12 @@ pub enum PlaceEvent {
         /// The appends.
         appends: Vec<Appended>,
     },
+    /// What was read of a partition counts no more: what follows it was given back meanwhile, or lies before what is left.
+    /// Reads begin again with what is there, which is a checkpoint and what came after it.
+    Again {
+        /// The partition.
+        partition: u16,
+    },
     /// A read has come to the end of the log.
     ReadEnd {
         /// The partition.
