@@ -239,7 +239,9 @@ impl Chain {
             if seen.known.is_none() && seen.upto > known.at && self.misses + 1 >= MISSES_MAX {
                 return self.read_again(format!("nothing lies at {}, up to where the log is known here", known.at));
             }
-            let there = matches!(&seen.known, Some((_, Some((mark, _)))) if mark.header.epoch == known.epoch);
+            let same =
+                |h: &Header| h.epoch == known.epoch && (h.count == 0 || h.first + u64::from(h.count) == known.next);
+            let there = matches!(&seen.known, Some((_, Some((mark, _)))) if same(&mark.header));
             if !there {
                 let what =
                     format!("nothing of epoch {} lies at {}, up to where the log is known here", known.epoch, known.at);

@@ -64,9 +64,15 @@ fn ids(records: &[u8]) -> Vec<u64> {
 }
 
 impl World {
-    fn start(&mut self) {
+    /// A new owner, which knows the log up to some address already, as a standby does.
+    fn start(&mut self, upto: At) {
         let epoch = self.owners.len() as u32 + 1;
-        let (chain, actions) = Chain::fence(Fence { partition: P, epoch, ..Fence::default() });
+        let (mut replay, mut applied) = (Replay::new(P, Anchor::default()), Vec::new());
+        for found in (1..=upto).filter_map(|at| found(&self.log, at)) {
+            applied.extend(replay.take(found).expect("a chain").iter().flat_map(|a| ids(&a.records)));
+        }
+        let fence = Fence { partition: P, epoch, known: replay.known(), at_least: replay.known().at };
+        let (chain, actions) = Chain::fence(fence);
         let n = self.owners.len();
         self.owners.push(Owner {
             chain,
@@ -79,7 +85,7 @@ impl World {
             look: None,
             stale: 0,
             trims: VecDeque::new(),
-            applied: Vec::new(),
+            applied,
             pushed: Vec::new(),
         });
         self.act(n, actions);
@@ -199,7 +205,9 @@ impl World {
         let (what, x) = (choice % 16, usize::from(choice / 16));
         let n = x % self.owners.len().max(1);
         match what {
-            0 if self.owners.len() < if self.lossy { 1 } else { OWNERS } => self.start(),
+            0 if self.owners.len() < if self.lossy { 1 } else { OWNERS } => {
+                self.start(if x % 2 == 0 { 0 } else { (x / 2) as At % (self.log.len() as At + 1) })
+            }
             _ if self.owners.is_empty() => {}
             1 | 2 if self.serving(n) && self.owners[n].pushed.len() < 3 => self.push(n),
             3..=6 if !self.net.is_empty() => self.arrive(x % self.net.len(), what < 5),
@@ -339,7 +347,7 @@ fn run(lossy: bool, choices: &[u16]) -> World {
 }
 
 fn cases() -> ProptestConfig {
-    let cases = std::env::var("ROOST_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(4000);
+    let cases = std::env::var("ROOST_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(20_000);
     ProptestConfig { cases, failure_persistence: None, max_shrink_iters: 20_000, ..ProptestConfig::default() }
 }
 
@@ -384,7 +392,7 @@ fn settle(world: &mut World) {
 #[test]
 fn a_shorter_log_is_not_begun_again() {
     let mut world = World { lossy: true, ..World::default() };
-    world.start();
+    world.start(0);
     let (chain, actions) = Chain::fence(Fence { partition: P, epoch: 2, at_least: 7, ..Fence::default() });
     world.owners[0].chain = chain;
     world.net.clear();
@@ -398,7 +406,7 @@ fn a_shorter_log_is_not_begun_again() {
 #[test]
 fn a_missing_front_is_noticed() {
     let mut world = World { lossy: true, ..World::default() };
-    world.start();
+    world.start(0);
     settle(&mut world);
     for _ in 0..3 {
         world.push(0);
@@ -406,7 +414,7 @@ fn a_missing_front_is_noticed() {
     }
     world.log[0] = None;
     world.log[1] = None;
-    world.start();
+    world.start(0);
     settle(&mut world);
     assert!(world.owners[1].damaged);
 }
@@ -415,7 +423,7 @@ fn a_missing_front_is_noticed() {
 #[test]
 fn a_full_log_is_said_and_waited_for() {
     let mut world = World::default();
-    world.start();
+    world.start(0);
     settle(&mut world);
     world.push(0);
     let request = world.net.remove(0);

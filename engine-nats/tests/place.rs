@@ -70,6 +70,10 @@ fn trimmed_followed_and_taken_over() {
     standby.follow(vec![(0, Anchor::default()), (1, Anchor::default()), (2, Anchor::default())]);
     write(&log, &heard, 2, 0, 3);
     let at = write(&log, &heard, 0, 5, 5);
+    standby_heard.wait("what is followed, before it is given back", |events| {
+        let last = |e: &PlaceEvent| matches!(e, PlaceEvent::Read { partition: 0, appends } if appends.iter().any(|a| a.at == at[9]));
+        events.iter().any(last).then_some(())
+    });
     log.trim(0, at[6]); // waits until an append names the checkpoint
     log.checkpoint(0, at[6]);
     assert!(!heard.all().iter().any(|e| matches!(e, PlaceEvent::Trimmed { .. })));

@@ -209,5 +209,5 @@ fn servers_that_come_late_or_again() {
     assert_eq!(owner.log.waiting(), 0);
     let acked = (0..PARTITIONS).map(|p| (p, (0..owner.sent[&p]).map(|n| id(1, p, n)).collect())).collect();
     drop(owner);
-    assert_eq!(check(&acked, &read_all(&servers)), acked.values().map(Vec::len).sum());
+    assert_eq!(check(&acked, &read_all(&servers)), acked.values().map(Vec::len).sum::<usize>());
 }

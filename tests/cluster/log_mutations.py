@@ -104,7 +104,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="")
-    parser.add_argument("--seeds", type=int, default=4000)
+    parser.add_argument("--seeds", type=int, default=20000)
     parser.add_argument("--folder", type=Path, default=ROOT / "target" / "mutants-nats")
     args = parser.parse_args()
     for name in COPIED:
