@@ -107,7 +107,9 @@ fn kills_pauses_and_takeovers_lose_nothing() {
     servers.start_all();
     let mut owners = vec![Owner::start(&servers, 1)];
     owners[0].heard.ready();
-    (0..PARTITIONS).for_each(|p| drop(owners[0].heard.fenced(p)));
+    for p in 0..PARTITIONS {
+        owners[0].heard.fenced(p);
+    }
     let (begin, mut step, mut broken) = (Instant::now(), 0_u64, None);
     let mut next = begin + Duration::from_secs(2);
     while begin.elapsed() < Duration::from_secs(seconds()) {
@@ -142,7 +144,9 @@ fn kills_pauses_and_takeovers_lose_nothing() {
         None => {}
     }
     let last = owners.last_mut().unwrap();
-    (0..PARTITIONS).for_each(|p| drop(last.heard.fenced(p)));
+    for p in 0..PARTITIONS {
+        last.heard.fenced(p);
+    }
     last.write();
     for (p, sent) in last.sent.clone() {
         last.heard.wait("every batch of the last owner", |events| {
@@ -181,7 +185,9 @@ fn servers_that_come_late_or_again() {
         .event("that nobody is there", |e| matches!(e, PlaceEvent::State(roostmq_engine::log::PlaceState::Away(_))));
     servers.start_all();
     owner.heard.ready();
-    (0..PARTITIONS).for_each(|p| drop(owner.heard.fenced(p)));
+    for p in 0..PARTITIONS {
+        owner.heard.fenced(p);
+    }
     owner.write();
     for p in 0..PARTITIONS {
         let sent = owner.sent[&p] as usize;

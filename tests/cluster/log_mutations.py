@@ -89,9 +89,9 @@ TAKEN = [
 ]
 
 
-def run(folder: Path, seeds: int) -> tuple[bool, str]:
+def run(folder: Path, target: Path, seeds: int) -> tuple[bool, str]:
     """Builds and runs; whether the test passed, and what it said."""
-    env = os.environ | {"ROOST_SEEDS": str(seeds), "CARGO_TARGET_DIR": str(folder / "target")}
+    env = os.environ | {"ROOST_SEEDS": str(seeds), "CARGO_TARGET_DIR": str(target)}
     cargo = ["cargo", "test", "--quiet", "--release", "-p", "roostmq-engine-nats", "--test", "fence"]
     built = subprocess.run([*cargo, "--no-run"], cwd=folder, env=env, capture_output=True, text=True, timeout=BUILD_S)
     if built.returncode:
@@ -106,7 +106,9 @@ def main() -> None:
     parser.add_argument("--only", default="")
     parser.add_argument("--seeds", type=int, default=20000)
     parser.add_argument("--folder", type=Path, default=ROOT / "target" / "mutants-nats")
+    parser.add_argument("--target", type=Path, help="where cargo builds; default: in the folder")
     args = parser.parse_args()
+    target = args.target or args.folder / "target"
     for name in COPIED:
         source, place = ROOT / name, args.folder / name
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +116,7 @@ def main() -> None:
             shutil.copytree(source, place, dirs_exist_ok=True)
         else:
             shutil.copy2(source, place)
-    passed, said = run(args.folder, args.seeds)
+    passed, said = run(args.folder, target, args.seeds)
     if not passed:
         sys.exit(f"fails without a mutation:\n{said[-3000:]}")
     survived = []
@@ -124,7 +126,7 @@ def main() -> None:
         if text.count(mutation.old) != 1:
             sys.exit(f"{mutation.name}: {mutation.old!r} stands {text.count(mutation.old)} times in {mutation.file}")
         path.write_text(text.replace(mutation.old, mutation.new))
-        passed, _ = run(args.folder, args.seeds)
+        passed, _ = run(args.folder, target, args.seeds)
         path.write_text(text)
         print("SURVIVED" if passed else "caught  ", mutation.name, flush=True)
         survived += [mutation.name] if passed else []
