@@ -4,7 +4,7 @@
 PY := .venv/bin/python
 JOBS ?= 4
 export CARGO_TERM_COLOR ?= never
-RUST_SOURCES := $(shell find engine load binding -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock
+RUST_SOURCES := $(shell find engine engine-nats load binding -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock
 
 .PHONY: run test check build test-rust test-python hostile chaos mutations bench bench-quick bench-durable profile fuzz coverage wheel clean
 
@@ -60,6 +60,7 @@ chaos: build
 
 mutations:
 	python3 tests/durability/mutations.py
+	python3 tests/cluster/log_mutations.py
 
 bench-durable: build
 	$(PY) bench/durable.py --write

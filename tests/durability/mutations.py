@@ -343,7 +343,7 @@ class Workshop:
     def __init__(self, folder: Path, seeds: int) -> None:
         self.source, self.seeds = folder / "source", seeds
         shutil.rmtree(self.source, ignore_errors=True)
-        for name in ("engine", "binding", "bench", "docs"):
+        for name in ("engine", "engine-nats", "load", "binding", "bench", "docs"):
             shutil.copytree(ROOT / name, self.source / name, ignore=shutil.ignore_patterns("target"))
         for name in ("Cargo.toml", "Cargo.lock"):
             shutil.copy2(ROOT / name, self.source / name)
