@@ -308,7 +308,7 @@ async fn kill(client: &Client, time: Duration) -> Result<(), Failed> {
 
 /// Writes numbered batches; an unknown one is given up, and the sequences are read again.
 async fn batches(c: &Client, s: usize, stop: &AtomicBool, unknown: &AtomicU64) -> Result<Vec<u64>, Failed> {
-    let mut last = vec![0; KILL_SUBJECTS];
+    let mut last = [0; KILL_SUBJECTS];
     let mut acks = Vec::new();
     for number in 0_u64.. {
         if stop.load(Ordering::Relaxed) {

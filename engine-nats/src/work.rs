@@ -59,6 +59,8 @@ pub(crate) struct Work {
     numbers: u64,
     checks: u64,
     state: Option<PlaceState>,
+    /// What a server refused last, a missing right for instance: says more than the silence that follows.
+    refused: Option<String>,
     /// The place was found to suit: from then on the chains look after themselves.
     open: bool,
     /// Commands that came before that.
@@ -79,6 +81,7 @@ impl Work {
             numbers: 0,
             checks: 0,
             state: None,
+            refused: None,
             open: false,
             held,
             followed,
@@ -142,6 +145,9 @@ impl Work {
         match event {
             Event::Connected => self.check(ask, system, Duration::ZERO),
             Event::Disconnected | Event::Closed | Event::ServerError(_) | Event::ClientError(_) => {
+                if matches!(event, Event::ServerError(_)) {
+                    self.refused = Some(event.to_string());
+                }
                 self.say(PlaceState::Away(format!("NATS: {event}")));
                 self.check(ask, system, AGAIN);
             }
@@ -291,11 +297,15 @@ impl Work {
                 // a stream that was there once is never made again by this process
                 self.options.needs.create = false;
                 self.open = true;
+                self.refused = None;
                 self.say(PlaceState::Ready);
                 let held = std::mem::take(&mut self.held);
                 held.into_iter().for_each(|command| self.command(ask, command));
             }
-            Suits::Away(why) => self.say(PlaceState::Away(why)),
+            Suits::Away(why) => {
+                let refused = self.refused.as_ref().map_or_else(String::new, |r| format!(" ({r})"));
+                self.say(PlaceState::Away(format!("{why}{refused}")));
+            }
             Suits::No(wrong) => self.say(PlaceState::Unsuitable(wrong)),
         }
         self.check(ask, system, after);

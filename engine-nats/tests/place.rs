@@ -202,7 +202,7 @@ fn sync_is_read_or_asserted() {
     }
 }
 
-/// Credentials: a password, a token, an NKey, TLS with certificates of both sides; and a wrong password is said.
+/// Credentials: a password, a token, an NKey; who has none of them is away.
 #[test]
 fn credentials() {
     let key = nkeys::KeyPair::new_user();
@@ -222,6 +222,18 @@ fn credentials() {
     }
 }
 
+/// A right that is missing is named.
+#[test]
+fn a_missing_right_is_named() {
+    let rights =
+        "authorization { users: [{user: u, password: p, permissions: { publish: { deny: [\"$JS.API.INFO\"] } }}] }";
+    let Some((servers, heard)) = one("rights", "", rights) else { return };
+    let auth = Auth::Password("u".to_owned(), "p".to_owned());
+    let _log = start(options(Access { auth, ..servers.access() }, 1, heard.notify()));
+    heard.event("the right", |e| matches!(e, PlaceEvent::State(PlaceState::Away(why)) if why.contains("$JS.API.INFO")));
+}
+
+/// TLS with certificates of both sides.
 #[test]
 fn tls_of_both_sides() {
     let dir = std::env::temp_dir().join(format!("roost-nats-tls-{}", std::process::id()));
