@@ -1,7 +1,7 @@
 //! The log of a cluster: a [`Place`] on JetStream. Requests go in by a queue, events come out by a callback; a thread of
 //! its own does everything between (`work`).
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use crate::ask::Names;
 use crate::connect::Access;
-use crate::stream::Needs;
+use crate::stream::{Needs, SyncNeed};
 use crate::work::Work;
 
 /// Bytes counted for a batch beside its records.
@@ -36,6 +36,40 @@ pub struct Options {
     pub notify: PlaceNotify,
 }
 
+impl Options {
+    /// The usual: eight streams of 1 GiB, servers that sync always (read as `system`, or to be asserted), nothing made.
+    #[must_use]
+    pub fn new(access: Access, cluster: &str, notify: PlaceNotify) -> Self {
+        let servers = access.urls.len();
+        Self {
+            access,
+            system: None,
+            names: Names { cluster: cluster.to_owned(), streams: 8, api: "$JS.API".to_owned() },
+            needs: Needs { replicas: None, servers, max_bytes: 1 << 30, create: false, sync: SyncNeed::Always },
+            patience: Duration::from_secs(2),
+            idle: Duration::from_secs(5),
+            notify,
+        }
+    }
+}
+
+/// Numbers of the log for metrics.
+#[derive(Debug, Default)]
+pub struct NatsStats {
+    /// Appends that were answered as stored.
+    pub appends: AtomicU64,
+    /// Bytes of these, headers included.
+    pub bytes: AtomicU64,
+    /// Time from sending them to their answers, microseconds together.
+    pub append_us: AtomicU64,
+    /// Appends whose condition was not met: a newer owner, or a server that had not caught up.
+    pub refused: AtomicU64,
+    /// Appends without an answer in time, looked up afterwards.
+    pub unknown: AtomicU64,
+    /// Partitions that are written from here.
+    pub partitions: AtomicU64,
+}
+
 /// What the thread is told.
 #[derive(Debug)]
 pub(crate) enum Command {
@@ -50,7 +84,21 @@ pub(crate) enum Command {
 }
 
 /// The log on JetStream. Ends with its value: what is not safe by then never was acknowledged.
+///
+/// ```no_run
+/// use std::sync::Arc;
+/// use roostmq_engine::log::{Fence, Place, PlaceEvent};
+/// use roostmq_engine_nats::{connect::Access, log::{NatsLog, Options}};
+///
+/// let access = Access { urls: vec!["nats://127.0.0.1:4222".to_owned()], ..Access::default() };
+/// let tell = Arc::new(|event: PlaceEvent| println!("{event:?}"));
+/// let log = NatsLog::start(Options::new(access, "fleet", tell))?;
+/// log.fence(Fence { partition: 3, epoch: 7, ..Fence::default() }); // `Read`s, then `Fenced`; then append
+/// # Ok::<(), std::io::Error>(())
+/// ```
 pub struct NatsLog {
+    /// For metrics.
+    pub stats: Arc<NatsStats>,
     commands: Mutex<Option<UnboundedSender<Command>>>,
     waiting: Arc<AtomicUsize>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -69,12 +117,12 @@ impl NatsLog {
     /// The operating system refuses a thread or what it needs.
     pub fn start(options: Options) -> std::io::Result<Self> {
         let (commands, inbox) = unbounded_channel();
-        let waiting = Arc::<AtomicUsize>::default();
+        let (waiting, stats) = (Arc::<AtomicUsize>::default(), Arc::<NatsStats>::default());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let work = Work::new(options, inbox, Arc::clone(&waiting));
+        let work = Work::new(options, inbox, Arc::clone(&waiting), Arc::clone(&stats));
         let thread =
             std::thread::Builder::new().name("log-nats".to_owned()).spawn(move || runtime.block_on(work.run()))?;
-        Ok(Self { commands: Mutex::new(Some(commands)), waiting, thread: Mutex::new(Some(thread)) })
+        Ok(Self { stats, commands: Mutex::new(Some(commands)), waiting, thread: Mutex::new(Some(thread)) })
     }
 
     fn tell(&self, command: Command) {

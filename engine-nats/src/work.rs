@@ -4,8 +4,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use async_nats::{Client, Event};
 use bytes::Bytes;
@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 
 use crate::ask::Asker;
 use crate::chain::{Action, Answer, Chain, Seen};
-use crate::log::{BATCH_BYTES, Command, Options};
+use crate::log::{BATCH_BYTES, Command, NatsStats, Options};
 use crate::read::{WIDTH, next_width};
 use crate::stream::{Suits, SyncNeed};
 use crate::{read, stream, sync, tail};
@@ -34,13 +34,16 @@ type Doing = Pin<Box<dyn Future<Output = Done> + Send>>;
 
 /// What a finished request brings; chains by partition and number, so that one that was replaced hears nothing.
 enum Done {
-    Appended(u16, u64, Answer),
+    Appended(u16, u64, Answer, Sent),
     Looked(u16, u64, Option<Seen>),
     Trimmed(u16, u64, At, bool),
     /// Number of the check; an older one is not looked at.
     Checked(u64, Suits),
     Told(Vec<PlaceEvent>),
 }
+
+/// Bytes of an append and when it was sent.
+type Sent = (usize, Instant);
 
 struct Writer {
     chain: Chain,
@@ -54,6 +57,7 @@ pub(crate) struct Work {
     options: Options,
     inbox: UnboundedReceiver<Command>,
     waiting: Arc<AtomicUsize>,
+    stats: Arc<NatsStats>,
     writers: HashMap<u16, Writer>,
     doing: FuturesUnordered<Doing>,
     numbers: u64,
@@ -69,13 +73,19 @@ pub(crate) struct Work {
 }
 
 impl Work {
-    pub(crate) fn new(options: Options, inbox: UnboundedReceiver<Command>, waiting: Arc<AtomicUsize>) -> Self {
+    pub(crate) fn new(
+        options: Options,
+        inbox: UnboundedReceiver<Command>,
+        waiting: Arc<AtomicUsize>,
+        stats: Arc<NatsStats>,
+    ) -> Self {
         let doing = FuturesUnordered::new();
         let (writers, held, followed) = (HashMap::new(), Vec::new(), Vec::new());
         Self {
             options,
             inbox,
             waiting,
+            stats,
             writers,
             doing,
             numbers: 0,
@@ -209,6 +219,7 @@ impl Work {
         let (chain, actions) = Chain::fence(fence);
         let writer = Writer { chain, number: self.numbers, owed: VecDeque::new(), width: WIDTH };
         self.writers.insert(fence.partition, writer);
+        self.stats.partitions.store(self.writers.len() as u64, Ordering::Relaxed);
         self.act(ask, fence.partition, actions);
     }
 
@@ -217,6 +228,7 @@ impl Work {
         if let Some(writer) = self.writers.remove(&partition) {
             self.waiting.fetch_sub(writer.owed.iter().sum(), Ordering::Relaxed);
         }
+        self.stats.partitions.store(self.writers.len() as u64, Ordering::Relaxed);
     }
 
     fn with(&mut self, ask: &Asker, partition: u16, step: impl FnOnce(&mut Chain) -> Vec<Action>) {
@@ -265,7 +277,8 @@ impl Work {
 
     fn done(&mut self, ask: &Asker, system: Option<&Client>, done: Done) {
         match done {
-            Done::Appended(p, number, answer) => {
+            Done::Appended(p, number, answer, sent) => {
+                self.count(&answer, sent);
                 if self.current(p, number).is_some() {
                     self.with(ask, p, |chain| chain.answered(&answer));
                 }
@@ -286,6 +299,21 @@ impl Work {
             Done::Told(events) => events.into_iter().for_each(|event| (self.options.notify)(event)),
             Done::Checked(number, suits) if number == self.checks => self.checked(ask, system, suits),
             Done::Checked(..) => {}
+        }
+    }
+
+    fn count(&self, answer: &Answer, (bytes, sent): Sent) {
+        let add = |counter: &AtomicU64, n: u64| {
+            counter.fetch_add(n, Ordering::Relaxed);
+        };
+        match answer {
+            Answer::Stored(_) => {
+                add(&self.stats.appends, 1);
+                add(&self.stats.bytes, bytes as u64);
+                add(&self.stats.append_us, sent.elapsed().as_micros() as u64);
+            }
+            Answer::WrongLast => add(&self.stats.refused, 1),
+            Answer::Full | Answer::Unknown => add(&self.stats.unknown, 1),
         }
     }
 
@@ -321,7 +349,10 @@ fn pause(tries: u32) -> Duration {
 }
 
 fn append(ask: Asker, p: u16, number: u64, bytes: Bytes, expect: Option<At>) -> Doing {
-    Box::pin(async move { Done::Appended(p, number, ask.append(p, bytes, expect).await) })
+    Box::pin(async move {
+        let sent = (bytes.len(), Instant::now());
+        Done::Appended(p, number, ask.append(p, bytes, expect).await, sent)
+    })
 }
 
 fn look(ask: Asker, p: u16, number: u64, (known, width, tries): (At, u64, u32)) -> Doing {
