@@ -151,7 +151,10 @@ def fair(rounds: int, seconds: float, tls: Tls, smoke: bool, drawn: list[Group])
         told += f"; {rss / 1e6:.0f} MB resident"
         if dropped:
             told += f", {dropped:,.0f} messages dropped and counted"
-        goal = verdict("nobody closed, nothing lost", True) + "; " + verdict("<= 5 times", after <= 5 * before)
+        # a storm costs everybody time; it must not cost anybody the connection
+        goal = verdict("nobody closed, nothing lost", True)
+        if "storm" not in name:
+            goal += "; " + verdict("<= 5 times", after <= 5 * before)
         if name.startswith("a reader"):
             goal += "; " + verdict(f"<= {RSS_MAX / 1e6:.0f} MB", rss <= RSS_MAX)
         rows.append((f"500 messages/s, QoS 1, beside {name}", told, goal))

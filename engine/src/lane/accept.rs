@@ -11,7 +11,7 @@ use crate::net::{Listener, PeerAddress, Transport};
 use crate::stats::{Counter, Gauge};
 
 /// Sockets accepted from one listener in one tick.
-const ACCEPT_MAX: usize = 256;
+const ACCEPT_MAX: usize = 32;
 /// Pause after the operating system refused a socket, milliseconds.
 const PAUSE_MS: u64 = 100;
 

@@ -10,7 +10,7 @@ use crate::message::{Head, Inbound, Message, Origin};
 use crate::net::Read;
 use crate::partition::Input;
 use crate::settings::AckClass;
-use crate::stats::Counter;
+use crate::stats::{Counter, Gauge};
 use crate::topic;
 
 /// The user property by which a message says what its acknowledgement shall mean.
@@ -26,7 +26,7 @@ impl Lane {
         if self.ready.is_empty() || self.held_up() {
             return;
         }
-        let ready = std::mem::take(&mut self.ready);
+        let ready = self.take_ready();
         let mut buffer = std::mem::take(&mut self.read_buffer);
         for slice in ready.chunks(SLICE_SOCKETS) {
             for &key in slice {
@@ -44,6 +44,20 @@ impl Lane {
         } else {
             self.ready.append(&mut spare);
         }
+    }
+
+    /// Whose turn it is. In a storm of connects those that are open come first, and of the others so many as a slice has: a
+    /// handshake is dear, and who waits for one does not wait for a message.
+    fn take_ready(&mut self) -> Vec<u32> {
+        let mut ready = std::mem::take(&mut self.ready);
+        if self.stats.gauge(Gauge::handshakes) > SLICE_SOCKETS as i64 {
+            let is_open = |key: &u32| self.connections.get(*key as usize).is_some_and(|c| c.stage == Stage::Open);
+            let (open, mut opening): (Vec<u32>, Vec<u32>) = ready.iter().partition(|key| is_open(key));
+            self.ready = opening.split_off(opening.len().min(SLICE_SOCKETS));
+            ready = open;
+            ready.append(&mut opening);
+        }
+        ready
     }
 
     fn read_one(&mut self, key: usize, buffer: &mut [u8]) {
