@@ -25,6 +25,8 @@ from roostmq.policy.ring import Ring, start_of
 
 Faults = tuple[bool, bool, bool]
 """What speaks against a node, the most important first: its zone, all its standbys, those of this owner."""
+ROUNDS_MAX = 100
+"""Two or three are usual; should there ever be more, what is found by then is as good a table."""
 
 
 def choose_standbys(
@@ -40,8 +42,7 @@ def choose_standbys(
             if node in choice.zones and node != owners[p] and len(choice.found[p]) < each:
                 choice.put(p, len(choice.found[p]), node)
     near: dict[int, list[NodeId]] = {}
-    changed = True
-    while changed:
+    for _ in range(ROUNDS_MAX):
         changed = False
         for p, owner in enumerate(owners):
             for place in range(min(each, len(choice.zones) - (owner in choice.zones))):
@@ -50,6 +51,8 @@ def choose_standbys(
                     if p not in near:
                         near[p] = [node for node in ring.walk(start_of(p, len(owners))) if node in choice.zones]
                     changed |= choice.improve(p, place, now, near[p])
+        if not changed:
+            break
     return tuple(choice.ordered(p) for p in range(len(owners)))
 
 
