@@ -164,6 +164,20 @@ def test_what_is_even_enough_is_left_alone():
     assert (found.plan.moves, found.heavy, after) == ((), (), now)
 
 
+@pytest.mark.parametrize(("above", "moves"), [(0.09, False), (0.11, True)])
+def test_a_pass_begins_only_above_its_line(above, moves):
+    """Between the aim and the line where passes begin nothing happens: measured loads are never quite still."""
+    members = [member(name) for name in "ab"]
+    now = placed(members)
+    loads = [Load(1 + (above if a.owner == "a" else -above) + 0.5 * (-1) ** p) for p, a in enumerate(now.partitions)]
+    for node, share in (("a", 1 + above), ("b", 1 - above)):
+        held = [p for p, a in enumerate(now.partitions) if a.owner == node]
+        scale = 32 * share / sum(loads[p].cpu for p in held)
+        for p in held:
+            loads[p] = Load(loads[p].cpu * scale)
+    assert bool(one_pass(now, members, loads)[0].plan.moves) == moves
+
+
 def test_every_partition_has_a_load():
     members = [member("a")]
     with pytest.raises(PlacementError, match="63 loads for 64 partitions"):

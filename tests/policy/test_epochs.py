@@ -110,6 +110,21 @@ def test_moves_at_once_are_bounded_and_the_owner_stays_until_the_end():
         epochs.give_back(done, p)
 
 
+def test_what_is_on_its_way_is_left_alone_and_what_returns_makes_room_for_others():
+    members = [member(name) for name in "abc"]
+    more = [*members, member("d")]
+    now = epochs.announce(placed(members), table.plan(placed(members), more, ring_of(more)), 6)
+    moving = {p for p, a in enumerate(now.partitions) if a.state is MOVING}
+    drained = [*members, member("d", draining=True)]
+    plan = table.plan(now, drained, ring_of(drained))
+    assert (plan.moves, plan.returned) == ((), ())  # they arrive first, then they leave again
+    others = [*members, member("e")]
+    plan = table.plan(now, others, ring_of(others))
+    assert set(plan.returned) == moving
+    after = epochs.announce(now, plan, 6)
+    assert Counter(a.state for a in after.partitions) == {RECOVERING: 6, MOVING: 6, SERVING: 52}
+
+
 def test_moves_step_by_step_end_where_moves_at_once_end():
     members = [member(name) for name in "abcd"]
     more = [*members[1:], member("e"), member("f", weight=2)]
