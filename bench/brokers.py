@@ -73,6 +73,8 @@ PEERS = ROOT / "target" / "peers"
 RUMQTTD = "0.20.0"
 BUILD_S = 1800.0
 PLENTY = 1_000_000_000
+QUIET = "[log]\nconnection_messages = false\n"
+"""Peers are told to log errors only."""
 DEEP = f"[limits]\nqueue_messages_max = {PLENTY}\nqueue_bytes_max = {1000 * PLENTY}\n"
 
 
@@ -104,7 +106,7 @@ def roost_with(lanes: int | None = None, *, config: str = "", admin_port: int = 
     version = _version([command, "--version"], r"roost (\S+)", "make build")
 
     def words(place: Place) -> list[object]:
-        text = config or (DEEP if place.durable else "")
+        text = QUIET + (config or (DEEP if place.durable else ""))
         if place.tls is not None:
             needs = "required" if place.tls.mutual else "none"
             text += f"[listeners.plain]\nport = {place.port}\n[listeners.secure]\nport = {place.tls_port}\n"

@@ -29,6 +29,8 @@ pub struct Settings {
     pub data: Option<DataSettings>,
     /// Least ack classes of topics.
     pub ack_filters: Vec<AckFilter>,
+    /// No event tells of connections that come, go or are refused.
+    pub quiet_connections: bool,
     /// This node among others; alone when absent.
     pub cluster: Option<ClusterSettings>,
     /// Connections stay in the lane that accepted them, apart from their sessions: as between nodes, slower than together.

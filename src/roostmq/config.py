@@ -260,6 +260,7 @@ class Config:
             "limits": dataclasses.asdict(self.limits),
             "mqtt": dataclasses.asdict(self.mqtt),
             "data": self._data(),
+            "quiet_connections": not self.log.connection_messages,
             "ack_filters": [{"filter": f, "ack": ack} for f, ack in filters.items()],
         }
         return settings

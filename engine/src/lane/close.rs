@@ -72,7 +72,7 @@ impl Lane {
         if matches!(was, Stage::Opening | Stage::Checking) {
             self.shared.events.socket_closed(&c.transport.address().to_string(), text);
         }
-        if was == Stage::Open {
+        if was == Stage::Open && !self.config.settings.quiet_connections {
             let (id, address) = (c.client_id.clone(), c.transport.address().to_string());
             self.shared.events.disconnected(&id, &address, text, code, by);
         }
@@ -99,7 +99,7 @@ impl Lane {
             return; // the log remembers it as connected: a broker that stops declares nobody dead
         }
         let input = Input::Detach { session, client_id: &client_id, connection, ending };
-        self.to_session(partition, input);
+        self.tell_session(partition, input);
         self.note_partition_timers();
     }
 

@@ -182,8 +182,9 @@ impl Lane {
         let Some(c) = self.connections.get_mut(key) else { return };
         let code = if c.version.is_v5() { reason.0 } else { reason.connack_v3() };
         c.send(&Packet::Connack(Box::new(Connack { present: false, code, properties: Properties::default() })));
-        let (id, address) = (c.client_id.clone(), c.transport.address().to_string());
-        self.shared.events.refused(&id, &address, reason);
+        if !self.config.settings.quiet_connections {
+            self.shared.events.refused(&c.client_id, &c.transport.address().to_string(), reason);
+        }
         self.end(key, reason.name(), Some(reason), "broker");
     }
 
@@ -242,7 +243,7 @@ impl Lane {
         };
         let partition = self.shared.ring.partition(&client_id);
         c.rare.get_or_insert_default().connect = bytes;
-        self.to_session(partition, Input::Attach(Box::new(attach)));
+        self.tell_session(partition, Input::Attach(Box::new(attach)));
     }
 
     /// The session is there: the connection opens. `away` if it is elsewhere.
@@ -310,7 +311,7 @@ impl Lane {
         if !keep_rare {
             c.rare = None;
         }
-        let address = c.transport.address().to_string();
+        let address = (!config.settings.quiet_connections).then(|| c.transport.address().to_string());
         if too_small {
             if let Some(c) = self.connections.get_mut(key) {
                 c.out.clear();
@@ -326,7 +327,9 @@ impl Lane {
         if let Some(hold_ms) = self.faults.iter().find_map(|f| f.delays(&id)) {
             self.hold_output(key, hold_ms);
         }
-        self.shared.events.connected(&id, &address, connect, username.as_deref(), present, keep_alive_s, listener);
+        if let Some(address) = address {
+            self.shared.events.connected(&id, &address, connect, username.as_deref(), present, keep_alive_s, listener);
+        }
     }
 
     /// Output of this connection waits, for tests of slow networks.

@@ -47,7 +47,7 @@ impl Lane {
             }
             Effect::Attached { connection, session, present } => self.attached_elsewhere(connection, session, present),
             Effect::Close { connection, reason } if connection.lane != self.number => {
-                self.to_connection(connection, ToConnection::Close { reason });
+                self.tell_connection(connection, ToConnection::Close { reason });
             }
             Effect::Close { connection, reason } => self.todo.push_back(Todo::Close { connection, reason }),
             Effect::Subscribe { filter, subscriber } => self.tree_add(&filter, subscriber),
@@ -166,7 +166,7 @@ impl Lane {
     /// PUBREL or PUBCOMP, for a connection here or elsewhere.
     pub(super) fn ack_to(&mut self, connection: ConnectionId, kind: AckKind, id: u16, reason: crate::codec::Reason) {
         if connection.lane != self.number {
-            return self.to_connection(connection, ToConnection::Ack { kind, id, reason });
+            return self.tell_connection(connection, ToConnection::Ack { kind, id, reason });
         }
         if self.connection(connection).is_some_and(|c| c.stage == Stage::Open) {
             self.acknowledge(connection.key as usize, kind, id, reason);
@@ -211,7 +211,7 @@ impl Lane {
         if self.flow.token == Some(token) {
             self.flow.held = Some(origin);
         } else if token.connection.lane != self.number {
-            self.to_connection(token.connection, ToConnection::Held { number: token.number, origin });
+            self.tell_connection(token.connection, ToConnection::Held { number: token.number, origin });
         }
     }
 
@@ -240,15 +240,15 @@ impl Lane {
     pub(super) fn do_one(&mut self, todo: Todo) {
         match todo {
             Todo::Close { connection, reason } => self.close_for_session(connection, reason),
-            Todo::TooLarge { session, id } => self.to_session(session.partition, Input::TooLarge { session, id }),
+            Todo::TooLarge { session, id } => self.tell_session(session.partition, Input::TooLarge { session, id }),
             Todo::Resume { session } => self.resume_after_writing(session),
             Todo::Congested { session, congested } => {
-                self.to_session(session.partition, Input::Congested { session, congested });
+                self.tell_session(session.partition, Input::Congested { session, congested });
             }
             Todo::Publish { message } => self.publish_stored(&message),
             Todo::Partition { partition, what } => self.on_conveyed(partition, what),
             Todo::Joined { group, member, again, question } => self.on_join(&group, member, again, question),
-            Todo::Opened { session } => self.to_session(session.partition, Input::Opened { session }),
+            Todo::Opened { session } => self.tell_session(session.partition, Input::Opened { session }),
             Todo::Forget { uid } => {
                 for partition in 0..self.shared.ring.partitions() {
                     if self.partition(partition).is_some() {

@@ -201,7 +201,7 @@ impl Lane {
         } else {
             Input::Ack { session, connection, kind: ack.kind, id: ack.id, reason: ack.reason }
         };
-        self.to_session(session.partition, input);
+        self.tell_session(session.partition, input);
     }
 
     /// The life of a PUBLISH begins here: limits, alias, access, then the route.
@@ -416,7 +416,7 @@ impl Lane {
                 c.release_away(owed.id);
                 let session = c.session;
                 let input = Input::Release { session, connection, id: owed.id, answer: false };
-                self.to_session(session.partition, input);
+                self.tell_session(session.partition, input);
             }
         }
         self.mark_dirty(key);

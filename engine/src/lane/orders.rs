@@ -75,7 +75,7 @@ impl Lane {
         let partition = self.partition(self.shared.ring.partition(client_id)).map(|p| p.state());
         let session = partition.and_then(|state| state.session(state.find(client_id)?));
         if let Some(channel) = session.and_then(|s| s.channel) {
-            self.to_connection(channel.connection, ToConnection::Kick { reason, silent, drop_will });
+            self.tell_connection(channel.connection, ToConnection::Kick { reason, silent, drop_will });
         }
     }
 

@@ -67,7 +67,7 @@ impl Lane {
     /// Nothing is owed any more, as the answer will not come; the session goes on without this connection.
     fn close_unanswered(&mut self, id: ConnectionId) {
         if id.lane != self.number {
-            return self.to_connection(id, ToConnection::Close { reason: Reason::UNSPECIFIED });
+            return self.tell_connection(id, ToConnection::Close { reason: Reason::UNSPECIFIED });
         }
         let Some(c) = self.connection(id) else { return };
         c.owed = OwedQueue::default();

@@ -80,7 +80,7 @@ impl Lane {
     }
 
     /// A connection's word to its session, wherever that is.
-    pub(super) fn to_session(&mut self, partition: u16, input: Input<'_>) {
+    pub(super) fn tell_session(&mut self, partition: u16, input: Input<'_>) {
         if self.owns(partition) {
             return self.step(partition, input, None);
         }
@@ -165,7 +165,7 @@ impl Lane {
     }
 
     /// A session's word to a connection that is elsewhere. Deliveries of the message being routed carry it along.
-    pub(super) fn to_connection(&mut self, connection: ConnectionId, what: ToConnection) {
+    pub(super) fn tell_connection(&mut self, connection: ConnectionId, what: ToConnection) {
         self.send(connection.lane, LaneMessage::ToConnection { connection, what });
     }
 
@@ -174,7 +174,7 @@ impl Lane {
             (Body::Current, Some(current)) => Body::Stored(current.store()),
             (body, _) => body,
         };
-        self.to_connection(deliver.connection, ToConnection::Deliver(Deliver { body, ..deliver }));
+        self.tell_connection(deliver.connection, ToConnection::Deliver(Deliver { body, ..deliver }));
     }
 
     /// The word of a session that is elsewhere.
@@ -205,7 +205,7 @@ impl Lane {
             .map(|h| h.ids().iter().map(|(id, _)| *id).collect())
             .unwrap_or_default();
         let expiry_s = found.map_or(0, |s| s.expiry_s);
-        self.to_connection(connection, ToConnection::Attached { session, present, held, expiry_s });
+        self.tell_connection(connection, ToConnection::Attached { session, present, held, expiry_s });
     }
 
     /// A QoS 2 publish whose session is elsewhere: it fans out when its identifier is held there.

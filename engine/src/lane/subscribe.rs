@@ -366,7 +366,7 @@ impl Lane {
     fn complete(&mut self, asked: Asked) {
         let Asked { connection, session, id, codes, replays, gone, .. } = asked;
         if connection.lane != self.number {
-            self.to_connection(connection, ToConnection::Answered { id, codes, gone });
+            self.tell_connection(connection, ToConnection::Answered { id, codes, gone });
         } else if !self.answer_wish(connection, id, codes, gone) {
             return;
         }
