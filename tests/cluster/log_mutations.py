@@ -42,12 +42,6 @@ TAKEN = [
         "if known.epoch > self.epoch {",
     ),
     Mutation(
-        "replay-to-epoch: what a leader of yesterday says is enough",
-        CHAIN,
-        "if upto < must {",
-        "if upto < must && known.epoch == self.epoch {",
-    ),
-    Mutation(
         "ask-first: what is there is not compared with what is under way", CHAIN, "mine = Some(*at);", "mine = None;"
     ),
     Mutation(
