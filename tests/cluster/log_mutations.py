@@ -100,7 +100,11 @@ def main() -> None:
     parser.add_argument("--only", default="")
     parser.add_argument("--seeds", type=int, default=20000)
     parser.add_argument("--folder", type=Path, default=ROOT / "target" / "mutants-nats")
-    parser.add_argument("--target", type=Path, help="where cargo builds; default: in the folder")
+    parser.add_argument(
+        "--target",
+        type=Path,
+        help="where cargo builds, and nothing else does: a mutant must not pass for the tree; default: in the folder",
+    )
     args = parser.parse_args()
     target = args.target or args.folder / "target"
     for name in COPIED:
