@@ -473,6 +473,12 @@ fn a_broken_chain_is_not_replayed() {
         (1..).zip(log.iter().cloned()).try_for_each(|found| replay.take(found).map(drop))
     };
     assert_eq!(read(&good), Ok(()));
+    // a late batch of a lower epoch does not count, and the chain goes on as if it were not there
+    let (late, next) = (put(Kind::Batch, 1, 2, 3), put(Kind::Batch, 2, 2, 4));
+    let log = [good.to_vec(), vec![put(Kind::Epoch, 2, 0, 0), late, next]].concat();
+    let mut replay = Replay::new(P, Anchor::default());
+    let appends = (1..).zip(log).filter_map(|found| replay.take(found).unwrap());
+    assert_eq!(appends.map(|a| a.at).collect::<Vec<_>>(), [2, 3, 6]);
     for broken in [
         put(Kind::Batch, 1, 1, 1),
         put(Kind::Batch, 1, 2, 2),

@@ -110,7 +110,7 @@ fn kills_pauses_and_takeovers_lose_nothing() {
     for p in 0..PARTITIONS {
         owners[0].heard.fenced(p);
     }
-    let (begin, mut step, mut broken) = (Instant::now(), 0_u64, None);
+    let (begin, mut steps, mut step, mut broken) = (Instant::now(), 0, 0_u64, None);
     let mut next = begin + Duration::from_secs(2);
     while begin.elapsed() < Duration::from_secs(seconds()) {
         owners.iter_mut().for_each(Owner::write);
@@ -119,18 +119,20 @@ fn kills_pauses_and_takeovers_lose_nothing() {
             continue;
         }
         next = Instant::now() + Duration::from_secs(3);
-        step += 1;
-        match (broken.take(), step % 6) {
+        steps += 1;
+        let mended = broken.take();
+        step += u64::from(mended.is_none());
+        match (mended, step % 4) {
             (Some((n, true)), _) => servers.start(n),
             (Some((n, false)), _) => servers.signal(n, "CONT"),
-            (None, 1 | 5) => {
+            (None, 1) => {
                 let leader = leaders(&servers, STREAMS).get(&((step % 4) as u16)).and_then(|l| l[1..].parse().ok());
                 let n = leader.unwrap_or(0);
                 servers.kill(n);
                 broken = Some((n, true));
             }
             // the older owner does not know of it and goes on
-            (None, 3) if owners.len() < 4 => owners.push(Owner::start(&servers, owners.len() as u64 + 1)),
+            (None, 0 | 2) if owners.len() < 6 => owners.push(Owner::start(&servers, owners.len() as u64 + 1)),
             (None, _) => {
                 let n = (step % 3) as usize;
                 servers.signal(n, "STOP");
@@ -171,7 +173,7 @@ fn kills_pauses_and_takeovers_lose_nothing() {
         let resigned = heard.all().iter().filter(|e| matches!(e, PlaceEvent::Resigned { .. })).count();
         eprintln!("owner {}: resigned from {resigned} of {PARTITIONS}", older + 1);
     }
-    eprintln!("{total} acknowledged appends of {count} owners, {step} steps of faults");
+    eprintln!("{total} acknowledged appends of {count} owners, {steps} steps of faults");
     assert!(total > 100);
 }
 
