@@ -110,7 +110,7 @@ fn kills_pauses_and_takeovers_lose_nothing() {
     for p in 0..PARTITIONS {
         owners[0].heard.fenced(p);
     }
-    let (begin, mut steps, mut step, mut broken) = (Instant::now(), 0, 0_u64, None);
+    let (begin, mut steps, mut step, mut broken) = (Instant::now(), 0_u64, 0_u64, None);
     let mut next = begin + Duration::from_secs(2);
     while begin.elapsed() < Duration::from_secs(seconds()) {
         owners.iter_mut().for_each(Owner::write);
@@ -126,7 +126,7 @@ fn kills_pauses_and_takeovers_lose_nothing() {
             (Some((n, true)), _) => servers.start(n),
             (Some((n, false)), _) => servers.signal(n, "CONT"),
             (None, 1) => {
-                let leader = leaders(&servers, STREAMS).get(&((step % 4) as u16)).and_then(|l| l[1..].parse().ok());
+                let leader = leaders(&servers, STREAMS).get(&((steps % 4) as u16)).and_then(|l| l[1..].parse().ok());
                 let n = leader.unwrap_or(0);
                 servers.kill(n);
                 broken = Some((n, true));
@@ -134,7 +134,7 @@ fn kills_pauses_and_takeovers_lose_nothing() {
             // the older owner does not know of it and goes on
             (None, 0 | 2) if owners.len() < 6 => owners.push(Owner::start(&servers, owners.len() as u64 + 1)),
             (None, _) => {
-                let n = (step % 3) as usize;
+                let n = (steps % 3) as usize;
                 servers.signal(n, "STOP");
                 broken = Some((n, false));
             }
