@@ -18,13 +18,13 @@ use roostmq_engine_nats::stream::{Needs, SyncNeed};
 /// Bound of every wait: reached only where something is broken.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
-/// The binary, from `ROOST_NATS_SERVER` or PATH. Without one tests pass with a word, unless `ROOST_REQUIRE_NATS=1`.
+/// The binary, from `ROOST_NATS_SERVER` or PATH. Without one a test ends with a word; `tests/cluster/test_nats_log.py` finds
+/// one, runs these tests with it, and fails where there is none and `ROOST_REQUIRE_NATS=1`.
 pub fn binary() -> Option<PathBuf> {
     let named = std::env::var_os("ROOST_NATS_SERVER").map(PathBuf::from);
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = named.or_else(|| std::env::split_paths(&path).map(|d| d.join("nats-server")).find(|f| f.exists()));
     if found.is_none() {
-        assert!(std::env::var("ROOST_REQUIRE_NATS").is_err(), "no nats-server: set ROOST_NATS_SERVER");
         eprintln!("not run: no nats-server (ROOST_NATS_SERVER or PATH)");
     }
     found
