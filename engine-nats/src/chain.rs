@@ -9,7 +9,7 @@
 //! - What is missing is asked for again, several times, before it is called lost; a log that lost something stops.
 
 use bytes::Bytes;
-use roostmq_engine::log::{Anchor, At, Batch, Fence, Header, PlaceEvent, Position};
+use roostmq_engine::log::{Anchor, At, Batch, ClusterLogEvent, Fence, Header, Position};
 
 use crate::frame::{Kind, Mark, encode};
 use crate::queue::{Queue, Taken};
@@ -38,7 +38,7 @@ pub enum Action {
     /// Give back everything before this address.
     Trim(At),
     /// Tell the user.
-    Tell(PlaceEvent),
+    Tell(ClusterLogEvent),
 }
 
 /// What became of an append.
@@ -223,7 +223,7 @@ impl Chain {
             return Vec::new();
         }
         self.full = full;
-        vec![Action::Tell(PlaceEvent::Full { partition: self.partition, full })]
+        vec![Action::Tell(ClusterLogEvent::Full { partition: self.partition, full })]
     }
 
     /// A look was answered, or not (`None`).
@@ -272,7 +272,7 @@ impl Chain {
         f.upto = f.upto.max(seen.upto);
         let mut out = Vec::new();
         if !appends.is_empty() {
-            out.push(Action::Tell(PlaceEvent::Read { partition, appends }));
+            out.push(Action::Tell(ClusterLogEvent::Read { partition, appends }));
         }
         out.extend(if seen.end { self.fenced() } else { self.look(false) });
         out
@@ -287,7 +287,7 @@ impl Chain {
         }
         let replay = Replay::new(self.partition, Anchor::default());
         **f = Fencing { replay, upto: 0, checked: true, front_behind: at, ..**f };
-        let mut out = vec![Action::Tell(PlaceEvent::Again { partition: self.partition })];
+        let mut out = vec![Action::Tell(ClusterLogEvent::Again { partition: self.partition })];
         out.extend(self.look(true));
         out
     }
@@ -317,7 +317,7 @@ impl Chain {
         self.checkpoint = self.checkpoint.max(known.checkpoint);
         (self.state, self.misses, self.tries, self.busy) = (State::Serving, 0, 0, false);
         let (partition, epoch) = (self.partition, self.epoch);
-        vec![Action::Tell(PlaceEvent::Fenced { partition, epoch, at: known.at, next: known.next })]
+        vec![Action::Tell(ClusterLogEvent::Fenced { partition, epoch, at: known.at, next: known.next })]
     }
 
     /// Compares what is there with what was written.
@@ -363,7 +363,7 @@ impl Chain {
         let Some(flight) = self.flight.take() else { return Vec::new() };
         self.head = (at, Some(flight.mark));
         let partition = self.partition;
-        let tell = |(number, parts)| Action::Tell(PlaceEvent::Safe { partition, number, parts });
+        let tell = |(number, parts)| Action::Tell(ClusterLogEvent::Safe { partition, number, parts });
         let mut out: Vec<_> = self.queue.landed(flight.taken, at).into_iter().map(tell).collect();
         out.extend(self.trim_named());
         out.extend(self.send());
@@ -421,12 +421,12 @@ impl Chain {
 
     fn resign(&mut self, epoch: u32) -> Vec<Action> {
         self.state = State::Gone;
-        vec![Action::Tell(PlaceEvent::Resigned { partition: self.partition, epoch })]
+        vec![Action::Tell(ClusterLogEvent::Resigned { partition: self.partition, epoch })]
     }
 
     fn damaged(&mut self, why: String) -> Vec<Action> {
         self.state = State::Gone;
         let why = format!("log of partition {}: {why}", self.partition);
-        vec![Action::Tell(PlaceEvent::Damaged { partition: self.partition, why })]
+        vec![Action::Tell(ClusterLogEvent::Damaged { partition: self.partition, why })]
     }
 }

@@ -1,4 +1,4 @@
-//! The log of a cluster: a [`Place`] on JetStream. Requests go in by a queue, events come out by a callback; a thread of
+//! The log of a cluster: a [`ClusterLog`] on JetStream. Requests go in by a queue, events come out by a callback; a thread of
 //! its own does everything between (`work`).
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use roostmq_engine::log::{Anchor, At, Batch, Fence, Place, PlaceNotify};
+use roostmq_engine::log::{Anchor, At, Batch, ClusterLog, ClusterLogNotify, Fence};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use crate::ask::Names;
@@ -33,13 +33,13 @@ pub struct Options {
     /// So often an owner looks whether what it wrote is still there while it writes nothing.
     pub idle: Duration,
     /// Where events go. Called on the log's thread: must not wait.
-    pub notify: PlaceNotify,
+    pub notify: ClusterLogNotify,
 }
 
 impl Options {
     /// The usual: eight streams of 1 GiB, servers that sync always (read as `system`, or to be asserted), nothing made.
     #[must_use]
-    pub fn new(access: Access, cluster: &str, notify: PlaceNotify) -> Self {
+    pub fn new(access: Access, cluster: &str, notify: ClusterLogNotify) -> Self {
         let servers = access.urls.len();
         Self {
             access,
@@ -87,11 +87,11 @@ pub(crate) enum Command {
 ///
 /// ```no_run
 /// use std::sync::Arc;
-/// use roostmq_engine::log::{Fence, Place, PlaceEvent};
+/// use roostmq_engine::log::{Fence, ClusterLog, ClusterLogEvent};
 /// use roostmq_engine_nats::{connect::Access, log::{NatsLog, Options}};
 ///
 /// let access = Access { urls: vec!["nats://127.0.0.1:4222".to_owned()], ..Access::default() };
-/// let tell = Arc::new(|event: PlaceEvent| println!("{event:?}"));
+/// let tell = Arc::new(|event: ClusterLogEvent| println!("{event:?}"));
 /// let log = NatsLog::start(Options::new(access, "fleet", tell))?;
 /// log.fence(Fence { partition: 3, epoch: 7, ..Fence::default() }); // `Read`s, then `Fenced`; then append
 /// # Ok::<(), std::io::Error>(())
@@ -149,7 +149,7 @@ impl Drop for NatsLog {
     }
 }
 
-impl Place for NatsLog {
+impl ClusterLog for NatsLog {
     fn append(&self, batch: Batch) {
         self.waiting.fetch_add(batch.records.len() + BATCH_BYTES, Ordering::Relaxed);
         self.tell(Command::Append(batch));

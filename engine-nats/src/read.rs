@@ -1,6 +1,6 @@
 //! Reading a partition's log from the stream's leader, in windows that are as wide as memory allows.
 
-use roostmq_engine::log::{Anchor, PlaceEvent, PlaceNotify};
+use roostmq_engine::log::{Anchor, ClusterLogEvent, ClusterLogNotify};
 
 use crate::ask::Asker;
 use crate::chain::{MISSES_MAX, Seen};
@@ -26,11 +26,11 @@ pub fn next_width(width: u64, seen: &Seen) -> u64 {
 }
 
 /// Reads behind what is known up to the end, tells the appends, and returns what remains to be told.
-pub async fn read(ask: &Asker, partition: u16, known: Anchor, notify: &PlaceNotify) -> Vec<PlaceEvent> {
+pub async fn read(ask: &Asker, partition: u16, known: Anchor, notify: &ClusterLogNotify) -> Vec<ClusterLogEvent> {
     let mut replay = Replay::new(partition, known);
     match read_on(ask, partition, &mut replay, notify).await.and_then(|()| replay.check_front()) {
-        Ok(()) => vec![PlaceEvent::ReadEnd { partition, end: replay.known() }],
-        Err(why) => vec![PlaceEvent::Damaged { partition, why }],
+        Ok(()) => vec![ClusterLogEvent::ReadEnd { partition, end: replay.known() }],
+        Err(why) => vec![ClusterLogEvent::Damaged { partition, why }],
     }
 }
 
@@ -38,7 +38,12 @@ pub async fn read(ask: &Asker, partition: u16, known: Anchor, notify: &PlaceNoti
 ///
 /// # Errors
 /// The log is not what was written.
-pub async fn read_on(ask: &Asker, partition: u16, replay: &mut Replay, notify: &PlaceNotify) -> Result<(), String> {
+pub async fn read_on(
+    ask: &Asker,
+    partition: u16,
+    replay: &mut Replay,
+    notify: &ClusterLogNotify,
+) -> Result<(), String> {
     let (mut upto, mut width, mut misses) = (replay.known().at, WIDTH, 0);
     loop {
         let Some(seen) = ask.look(partition, upto, width).await else {
@@ -66,11 +71,11 @@ pub async fn read_on(ask: &Asker, partition: u16, replay: &mut Replay, notify: &
             }
             *replay = Replay::new(partition, Anchor::default());
             upto = 0;
-            notify(PlaceEvent::Again { partition });
+            notify(ClusterLogEvent::Again { partition });
             continue;
         }
         if !appends.is_empty() {
-            notify(PlaceEvent::Read { partition, appends });
+            notify(ClusterLogEvent::Read { partition, appends });
         }
         if seen.end {
             return Ok(());

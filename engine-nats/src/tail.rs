@@ -12,7 +12,7 @@ use std::time::Duration;
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::{DeliverPolicy, push::OrderedConfig};
 use futures_util::StreamExt as _;
-use roostmq_engine::log::{Anchor, PlaceEvent, PlaceNotify};
+use roostmq_engine::log::{Anchor, ClusterLogEvent, ClusterLogNotify};
 use tokio::task::JoinHandle;
 
 use crate::ask::Asker;
@@ -23,7 +23,7 @@ use crate::replay::Replay;
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// Follows partitions until the tasks are aborted.
-pub fn follow(ask: &Asker, notify: &PlaceNotify, partitions: Vec<(u16, Anchor)>) -> Vec<JoinHandle<()>> {
+pub fn follow(ask: &Asker, notify: &ClusterLogNotify, partitions: Vec<(u16, Anchor)>) -> Vec<JoinHandle<()>> {
     let mut by_stream: BTreeMap<u16, HashMap<u16, Replay>> = BTreeMap::new();
     for (partition, known) in partitions {
         let replay = Replay::new(partition, known);
@@ -38,7 +38,7 @@ pub fn follow(ask: &Asker, notify: &PlaceNotify, partitions: Vec<(u16, Anchor)>)
 
 struct Tail {
     ask: Asker,
-    notify: PlaceNotify,
+    notify: ClusterLogNotify,
     stream: u16,
     replays: HashMap<u16, Replay>,
 }
@@ -65,7 +65,7 @@ impl Tail {
         let read = read_on(&self.ask, partition, replay, &self.notify).await;
         if let Err(why) = read.and_then(|()| replay.check_front()) {
             self.replays.remove(&partition);
-            (self.notify)(PlaceEvent::Damaged { partition, why });
+            (self.notify)(ClusterLogEvent::Damaged { partition, why });
         }
     }
 
@@ -93,7 +93,7 @@ impl Tail {
             }
             let before = replay.clone();
             match replay.take((at, what)) {
-                Ok(Some(append)) => (self.notify)(PlaceEvent::Read { partition: p, appends: vec![append] }),
+                Ok(Some(append)) => (self.notify)(ClusterLogEvent::Read { partition: p, appends: vec![append] }),
                 Ok(None) => {}
                 Err(_) => {
                     *replay = before;

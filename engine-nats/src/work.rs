@@ -11,7 +11,7 @@ use async_nats::{Client, Event};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use roostmq_engine::log::{At, Batch, Fence, PlaceEvent, PlaceState};
+use roostmq_engine::log::{At, Batch, ClusterLogEvent, ClusterLogState, Fence};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinHandle;
 
@@ -39,7 +39,7 @@ enum Done {
     Trimmed(u16, u64, At, bool),
     /// Number of the check; an older one is not looked at.
     Checked(u64, Suits),
-    Told(Vec<PlaceEvent>),
+    Told(Vec<ClusterLogEvent>),
 }
 
 /// Bytes of an append and when it was sent.
@@ -62,7 +62,7 @@ pub(crate) struct Work {
     doing: FuturesUnordered<Doing>,
     numbers: u64,
     checks: u64,
-    state: Option<PlaceState>,
+    state: Option<ClusterLogState>,
     /// What a server refused last, a missing right for instance: says more than the silence that follows.
     refused: Option<String>,
     /// The place was found to suit: from then on the chains look after themselves.
@@ -99,7 +99,7 @@ impl Work {
     }
 
     pub(crate) async fn run(mut self) {
-        self.say(PlaceState::Away(format!("not connected yet: {:?}", self.options.access.urls)));
+        self.say(ClusterLogState::Away(format!("not connected yet: {:?}", self.options.access.urls)));
         let (heard, mut events) = unbounded_channel();
         let Some(ask) = self.connect(heard).await else { return };
         let system = self.system().await;
@@ -130,7 +130,7 @@ impl Work {
                     let (names, patience) = (self.options.names.clone(), self.options.patience);
                     return Some(Asker { client, names, patience });
                 }
-                Err(why) => self.say(PlaceState::Unsuitable(vec![why])),
+                Err(why) => self.say(ClusterLogState::Unsuitable(vec![why])),
             }
             let pause = tokio::time::sleep(AGAIN);
             tokio::pin!(pause);
@@ -158,7 +158,7 @@ impl Work {
                 if matches!(event, Event::ServerError(_)) {
                     self.refused = Some(event.to_string());
                 }
-                self.say(PlaceState::Away(format!("NATS: {event}")));
+                self.say(ClusterLogState::Away(format!("NATS: {event}")));
                 self.check(ask, system, AGAIN);
             }
             _ => {}
@@ -171,10 +171,10 @@ impl Work {
         self.doing.push(check(self.checks, ask.clone(), self.options.clone(), system.cloned(), after));
     }
 
-    fn say(&mut self, state: PlaceState) {
+    fn say(&mut self, state: ClusterLogState) {
         if self.state.as_ref() != Some(&state) {
             self.state = Some(state.clone());
-            (self.options.notify)(PlaceEvent::State(state));
+            (self.options.notify)(ClusterLogEvent::State(state));
         }
     }
 
@@ -255,11 +255,11 @@ impl Work {
                 Action::Trim(before) => self.doing.push(trim(ask.clone(), p, number, before)),
                 Action::Tell(event) => {
                     match event {
-                        PlaceEvent::Safe { .. } => {
+                        ClusterLogEvent::Safe { .. } => {
                             let bytes = writer.owed.pop_front().unwrap_or(0);
                             self.waiting.fetch_sub(bytes, Ordering::Relaxed);
                         }
-                        PlaceEvent::Resigned { .. } | PlaceEvent::Damaged { .. } => {
+                        ClusterLogEvent::Resigned { .. } | ClusterLogEvent::Damaged { .. } => {
                             self.waiting.fetch_sub(writer.owed.drain(..).sum(), Ordering::Relaxed);
                         }
                         _ => {}
@@ -291,7 +291,7 @@ impl Work {
             }
             Done::Trimmed(p, number, before, done) => {
                 if done {
-                    (self.options.notify)(PlaceEvent::Trimmed { partition: p, before });
+                    (self.options.notify)(ClusterLogEvent::Trimmed { partition: p, before });
                 } else if self.current(p, number).is_some() {
                     self.with(ask, p, |chain| chain.trim(before));
                 }
@@ -326,15 +326,15 @@ impl Work {
                 self.options.needs.create = false;
                 self.open = true;
                 self.refused = None;
-                self.say(PlaceState::Ready);
+                self.say(ClusterLogState::Ready);
                 let held = std::mem::take(&mut self.held);
                 held.into_iter().for_each(|command| self.command(ask, command));
             }
             Suits::Away(why) => {
                 let refused = self.refused.as_ref().map_or_else(String::new, |r| format!(" ({r})"));
-                self.say(PlaceState::Away(format!("{why}{refused}")));
+                self.say(ClusterLogState::Away(format!("{why}{refused}")));
             }
-            Suits::No(wrong) => self.say(PlaceState::Unsuitable(wrong)),
+            Suits::No(wrong) => self.say(ClusterLogState::Unsuitable(wrong)),
         }
         self.check(ask, system, after);
     }
@@ -380,7 +380,7 @@ fn last(ask: Asker, partition: u16) -> Doing {
             let found = ask.last(partition).await;
             if let Some(found) = found.filter(|found| found.is_some() || tries > 2) {
                 let last = found.and_then(|(at, what)| what.map(|(mark, _)| (at, mark.header)));
-                return Done::Told(vec![PlaceEvent::Last { partition, last }]);
+                return Done::Told(vec![ClusterLogEvent::Last { partition, last }]);
             }
             tries += 1;
             tokio::time::sleep(pause(tries)).await;

@@ -8,7 +8,7 @@
 use std::collections::{HashSet, VecDeque};
 
 use proptest::prelude::*;
-use roostmq_engine::log::{Anchor, At, Batch, Fence, Header, PlaceEvent};
+use roostmq_engine::log::{Anchor, At, Batch, ClusterLogEvent, Fence, Header};
 use roostmq_engine_nats::chain::{Action, Answer, Chain, Seen};
 use roostmq_engine_nats::frame::{Kind, decode, encode};
 use roostmq_engine_nats::replay::{Found, Replay};
@@ -116,29 +116,29 @@ impl World {
         self.owners[n].look.is_some() || self.net.iter().any(|r| r.owner == n && r.awaited)
     }
 
-    fn tell(&mut self, n: usize, event: PlaceEvent) {
+    fn tell(&mut self, n: usize, event: ClusterLogEvent) {
         let owner = &mut self.owners[n];
         match event {
-            PlaceEvent::Read { appends, .. } => {
+            ClusterLogEvent::Read { appends, .. } => {
                 owner.applied.extend(appends.iter().flat_map(|a| ids(&a.records)));
             }
-            PlaceEvent::Again { .. } => owner.applied.clear(),
-            PlaceEvent::Fenced { at, next, .. } => {
+            ClusterLogEvent::Again { .. } => owner.applied.clear(),
+            ClusterLogEvent::Fenced { at, next, .. } => {
                 owner.fenced = Some(at);
                 owner.next = next;
             }
-            PlaceEvent::Safe { number, parts, .. } => {
+            ClusterLogEvent::Safe { number, parts, .. } => {
                 let (pushed, records) = owner.pushed.remove(0);
                 assert_eq!(pushed, number, "in order");
                 assert_eq!(parts.len(), 1);
                 owner.applied.extend(&records);
                 self.acked.extend(records.iter().map(|r| (*r, parts[0].at)));
             }
-            PlaceEvent::Resigned { epoch, .. } => {
+            ClusterLogEvent::Resigned { epoch, .. } => {
                 assert!(epoch > owner.epoch);
                 owner.resigned = true;
             }
-            PlaceEvent::Damaged { why, .. } => {
+            ClusterLogEvent::Damaged { why, .. } => {
                 assert!(self.lossy, "damage where there is none: {why}");
                 owner.damaged = true;
             }
@@ -452,7 +452,7 @@ fn a_full_log_is_said_and_waited_for() {
     world.push(0);
     let request = world.net.remove(0);
     let actions = world.owners[0].chain.answered(&Answer::Full);
-    assert!(actions.contains(&Action::Tell(PlaceEvent::Full { partition: P, full: true })));
+    assert!(actions.contains(&Action::Tell(ClusterLogEvent::Full { partition: P, full: true })));
     world.act(0, actions);
     world.see(0, 0, 9);
     assert_eq!(world.net[0].bytes, request.bytes, "a retry is byte-identical");

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{Heard, Servers, batch, leaders, options};
-use roostmq_engine::log::{Anchor, Fence, Place, PlaceEvent};
+use roostmq_engine::log::{Anchor, ClusterLog, ClusterLogEvent, Fence};
 use roostmq_engine_nats::log::NatsLog;
 
 const STREAMS: u16 = 4;
@@ -46,10 +46,11 @@ impl Owner {
         let events = self.heard.all();
         for p in 0..PARTITIONS {
             let fenced = events.iter().find_map(|e| match e {
-                PlaceEvent::Fenced { partition, next, .. } if *partition == p => Some(*next),
+                ClusterLogEvent::Fenced { partition, next, .. } if *partition == p => Some(*next),
                 _ => None,
             });
-            let gone = events.iter().any(|e| matches!(e, PlaceEvent::Resigned { partition, .. } if *partition == p));
+            let gone =
+                events.iter().any(|e| matches!(e, ClusterLogEvent::Resigned { partition, .. } if *partition == p));
             let Some(next) = fenced.filter(|_| !gone) else { continue };
             let safe = self.heard.safe(p).len() as u64;
             let (first, number) = self.at.entry(p).or_insert((next, 0));
@@ -88,11 +89,12 @@ fn read_all(servers: &Servers) -> HashMap<u16, Vec<u64>> {
         log.read(p, Anchor::default());
     }
     let all = (0..PARTITIONS).map(|p| {
-        heard.event("the end of a read", |e| matches!(e, PlaceEvent::ReadEnd { partition, .. } if *partition == p));
+        heard
+            .event("the end of a read", |e| matches!(e, ClusterLogEvent::ReadEnd { partition, .. } if *partition == p));
         (p, heard.read(p))
     });
     let all = all.collect();
-    assert!(!heard.all().iter().any(|e| matches!(e, PlaceEvent::Damaged { .. })));
+    assert!(!heard.all().iter().any(|e| matches!(e, ClusterLogEvent::Damaged { .. })));
     all
 }
 
@@ -152,7 +154,7 @@ fn kills_pauses_and_takeovers_lose_nothing() {
     last.write();
     for (p, sent) in last.sent.clone() {
         last.heard.wait("every batch of the last owner", |events| {
-            let safe = |e: &&PlaceEvent| matches!(e, PlaceEvent::Safe { partition, .. } if *partition == p);
+            let safe = |e: &&ClusterLogEvent| matches!(e, ClusterLogEvent::Safe { partition, .. } if *partition == p);
             (events.iter().filter(safe).count() as u64 == sent).then_some(())
         });
     }
@@ -162,7 +164,7 @@ fn kills_pauses_and_takeovers_lose_nothing() {
             let safe = owner.heard.safe(p).into_iter().map(|number| id(owner.epoch, p, number));
             acked.entry(p).or_default().extend(safe);
         }
-        let damaged = owner.heard.all().into_iter().find(|e| matches!(e, PlaceEvent::Damaged { .. }));
+        let damaged = owner.heard.all().into_iter().find(|e| matches!(e, ClusterLogEvent::Damaged { .. }));
         assert_eq!(damaged, None, "damage where there is none");
     }
     let count = owners.len();
@@ -170,7 +172,7 @@ fn kills_pauses_and_takeovers_lose_nothing() {
     drop(owners);
     let total = check(&acked, &read_all(&servers));
     for (older, heard) in heard.iter().enumerate().take(count - 1) {
-        let resigned = heard.all().iter().filter(|e| matches!(e, PlaceEvent::Resigned { .. })).count();
+        let resigned = heard.all().iter().filter(|e| matches!(e, ClusterLogEvent::Resigned { .. })).count();
         eprintln!("owner {}: resigned from {resigned} of {PARTITIONS}", older + 1);
     }
     eprintln!("{total} acknowledged appends of {count} owners, {steps} steps of faults");
@@ -182,9 +184,9 @@ fn kills_pauses_and_takeovers_lose_nothing() {
 fn servers_that_come_late_or_again() {
     let Some(mut servers) = Servers::new("late", 3, "sync_interval: always", "") else { return };
     let mut owner = Owner::start(&servers, 1);
-    owner
-        .heard
-        .event("that nobody is there", |e| matches!(e, PlaceEvent::State(roostmq_engine::log::PlaceState::Away(_))));
+    owner.heard.event("that nobody is there", |e| {
+        matches!(e, ClusterLogEvent::State(roostmq_engine::log::ClusterLogState::Away(_)))
+    });
     servers.start_all();
     owner.heard.ready();
     for p in 0..PARTITIONS {
@@ -194,7 +196,7 @@ fn servers_that_come_late_or_again() {
     for p in 0..PARTITIONS {
         let sent = owner.sent[&p] as usize;
         owner.heard.wait("the first batches", |events| {
-            let safe = |e: &&PlaceEvent| matches!(e, PlaceEvent::Safe { partition, .. } if *partition == p);
+            let safe = |e: &&ClusterLogEvent| matches!(e, ClusterLogEvent::Safe { partition, .. } if *partition == p);
             (events.iter().filter(safe).count() >= sent).then_some(())
         });
     }
@@ -202,14 +204,15 @@ fn servers_that_come_late_or_again() {
     servers.kill_all();
     owner.write();
     owner.heard.wait("that they are gone", |events| {
-        let away = |e: &PlaceEvent| matches!(e, PlaceEvent::State(roostmq_engine::log::PlaceState::Away(_)));
+        let away =
+            |e: &ClusterLogEvent| matches!(e, ClusterLogEvent::State(roostmq_engine::log::ClusterLogState::Away(_)));
         events[told..].iter().any(away).then_some(())
     });
     servers.start_all();
     for p in 0..PARTITIONS {
         let sent = owner.sent[&p] as usize;
         owner.heard.wait("what was written meanwhile", |events| {
-            let safe = |e: &&PlaceEvent| matches!(e, PlaceEvent::Safe { partition, .. } if *partition == p);
+            let safe = |e: &&ClusterLogEvent| matches!(e, ClusterLogEvent::Safe { partition, .. } if *partition == p);
             (events.iter().filter(safe).count() == sent).then_some(())
         });
     }

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use roostmq_engine::log::{Batch, PlaceEvent, PlaceNotify, PlaceState};
+use roostmq_engine::log::{Batch, ClusterLogEvent, ClusterLogNotify, ClusterLogState};
 use roostmq_engine_nats::ask::Names;
 use roostmq_engine_nats::connect::Access;
 use roostmq_engine_nats::log::Options;
@@ -125,7 +125,7 @@ pub fn names(streams: u16) -> Names {
     Names { cluster: "t".to_owned(), streams, api: "$JS.API".to_owned() }
 }
 
-pub fn options(access: Access, streams: u16, notify: PlaceNotify) -> Options {
+pub fn options(access: Access, streams: u16, notify: ClusterLogNotify) -> Options {
     let servers = access.urls.len();
     Options {
         access,
@@ -141,7 +141,7 @@ pub fn options(access: Access, streams: u16, notify: PlaceNotify) -> Options {
 /// Everything that a log has told.
 #[derive(Default)]
 pub struct Heard {
-    events: Mutex<Vec<PlaceEvent>>,
+    events: Mutex<Vec<ClusterLogEvent>>,
     bell: Condvar,
 }
 
@@ -150,7 +150,7 @@ impl Heard {
         Arc::default()
     }
 
-    pub fn notify(self: &Arc<Self>) -> PlaceNotify {
+    pub fn notify(self: &Arc<Self>) -> ClusterLogNotify {
         let this = Arc::clone(self);
         Arc::new(move |event| {
             this.events.lock().unwrap().push(event);
@@ -158,12 +158,12 @@ impl Heard {
         })
     }
 
-    pub fn all(&self) -> Vec<PlaceEvent> {
+    pub fn all(&self) -> Vec<ClusterLogEvent> {
         self.events.lock().unwrap().clone()
     }
 
     /// Waits until something is true of what was told, and returns what it says.
-    pub fn wait<T>(&self, what: &str, mut find: impl FnMut(&[PlaceEvent]) -> Option<T>) -> T {
+    pub fn wait<T>(&self, what: &str, mut find: impl FnMut(&[ClusterLogEvent]) -> Option<T>) -> T {
         let end = Instant::now() + PATIENCE;
         let mut events = self.events.lock().unwrap();
         loop {
@@ -180,14 +180,14 @@ impl Heard {
         }
     }
 
-    pub fn event(&self, what: &str, is: impl Fn(&PlaceEvent) -> bool) -> PlaceEvent {
+    pub fn event(&self, what: &str, is: impl Fn(&ClusterLogEvent) -> bool) -> ClusterLogEvent {
         self.wait(what, |events| events.iter().find(|e| is(e)).cloned())
     }
 
     pub fn ready(&self) {
         self.wait("ready", |events| {
-            let last = events.iter().rev().find(|e| matches!(e, PlaceEvent::State(_)));
-            (last == Some(&PlaceEvent::State(PlaceState::Ready))).then_some(())
+            let last = events.iter().rev().find(|e| matches!(e, ClusterLogEvent::State(_)));
+            (last == Some(&ClusterLogEvent::State(ClusterLogState::Ready))).then_some(())
         });
     }
 
@@ -195,8 +195,8 @@ impl Heard {
     pub fn fenced(&self, p: u16) -> u64 {
         self.wait("fenced", |events| {
             events.iter().find_map(|e| match e {
-                PlaceEvent::Fenced { partition, next, .. } if *partition == p => Some(*next),
-                PlaceEvent::Damaged { why, .. } => panic!("{why}"),
+                ClusterLogEvent::Fenced { partition, next, .. } if *partition == p => Some(*next),
+                ClusterLogEvent::Damaged { why, .. } => panic!("{why}"),
                 _ => None,
             })
         })
@@ -206,7 +206,7 @@ impl Heard {
     pub fn read(&self, p: u16) -> Vec<u64> {
         let events = self.events.lock().unwrap();
         let appends = events.iter().filter_map(|e| match e {
-            PlaceEvent::Read { partition, appends } if *partition == p => Some(appends),
+            ClusterLogEvent::Read { partition, appends } if *partition == p => Some(appends),
             _ => None,
         });
         appends.flatten().flat_map(|a| ids(&a.records)).collect()
@@ -216,7 +216,7 @@ impl Heard {
     pub fn safe(&self, p: u16) -> Vec<u64> {
         let events = self.events.lock().unwrap();
         let safe = events.iter().filter_map(|e| match e {
-            PlaceEvent::Safe { partition, number, .. } if *partition == p => Some(*number),
+            ClusterLogEvent::Safe { partition, number, .. } if *partition == p => Some(*number),
             _ => None,
         });
         safe.collect()

@@ -5,10 +5,10 @@
 //! drawn in `docs/formats/log.md`, rules in `docs/formats/durability.md`. In the cluster the same batches go elsewhere.
 
 mod checkpoint;
+mod cluster_log;
 mod directory;
 mod emptying;
 mod frame;
-mod place;
 mod reader;
 mod scan;
 mod storage;
@@ -16,12 +16,13 @@ mod thread;
 mod writer;
 
 pub use checkpoint::Checkpoints;
+pub use cluster_log::{
+    APPEND_BYTES_MAX, Anchor, Appended, At, ClusterLog, ClusterLogEvent, ClusterLogNotify, ClusterLogState, Fence,
+    Header, Part,
+};
 pub use directory::{Directory, Identity};
 pub use emptying::Emptying;
 pub use frame::{FIRST, GROUP_HEAD, Group, address, offset_of, segment_of};
-pub use place::{
-    APPEND_BYTES_MAX, Anchor, Appended, At, Fence, Header, Part, Place, PlaceEvent, PlaceNotify, PlaceState,
-};
 pub use reader::{LogReader, topics_at};
 pub use scan::{Damage, LastGroup, Scan, Tail, Torn, Visit, scan, tail};
 pub use storage::{Disk, File, Storage};

@@ -1,7 +1,7 @@
 //! The log as one door with two places behind it: a disk of one machine, a stream of a cluster (`30-cluster.md`, 3).
 //!
 //! A place never makes a lane wait: every call only hands something over, what comes of it is told through
-//! [`PlaceNotify`], from a thread of the place. An **address** is where something lies in the place; addresses of a partition
+//! [`ClusterLogNotify`], from a thread of the place. An **address** is where something lies in the place; addresses of a partition
 //! grow, 0 is none. The *index* of a record counts the records of its partition, in every place alike.
 
 use super::{Batch, Position};
@@ -82,7 +82,7 @@ pub struct Fence {
 
 /// What a place tells its user.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PlaceEvent {
+pub enum ClusterLogEvent {
     /// A batch is safe.
     Safe {
         /// The partition.
@@ -159,12 +159,12 @@ pub enum PlaceEvent {
         before: At,
     },
     /// How the place itself is.
-    State(PlaceState),
+    State(ClusterLogState),
 }
 
 /// How a place is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PlaceState {
+pub enum ClusterLogState {
     /// It cannot be reached; it is tried again without end.
     Away(String),
     /// It can be reached but must not be used like this: what is wrong, one sentence each. Looked at again.
@@ -174,10 +174,10 @@ pub enum PlaceState {
 }
 
 /// Where a place sends its events.
-pub type PlaceNotify = std::sync::Arc<dyn Fn(PlaceEvent) + Send + Sync>;
+pub type ClusterLogNotify = std::sync::Arc<dyn Fn(ClusterLogEvent) + Send + Sync>;
 
 /// Where the log of partitions is kept.
-pub trait Place: Send + Sync + std::fmt::Debug {
+pub trait ClusterLog: Send + Sync + std::fmt::Debug {
     /// Hands over what a partition wrote in a tick. Only between `Fenced` and `Resigned` or `Damaged`; indices go on
     /// without a gap. `Safe` follows, in order.
     fn append(&self, batch: Batch);

@@ -7,7 +7,7 @@ mod common;
 use std::sync::Arc;
 
 use common::{Heard, Servers, api, batch, names, options};
-use roostmq_engine::log::{Anchor, Fence, Place, PlaceEvent, PlaceState};
+use roostmq_engine::log::{Anchor, ClusterLog, ClusterLogEvent, ClusterLogState, Fence};
 use roostmq_engine_nats::connect::{Access, Auth, Tls};
 use roostmq_engine_nats::log::{NatsLog, Options};
 use roostmq_engine_nats::stream::SyncNeed;
@@ -32,8 +32,8 @@ fn write(log: &NatsLog, heard: &Heard, p: u16, from: u64, count: u64) -> Vec<u64
     (from..from + count).for_each(|n| log.append(batch(p, n, next + n, n)));
     heard.wait("safe", |events| {
         let at = events.iter().filter_map(|e| match e {
-            PlaceEvent::Safe { partition, parts, .. } if *partition == p => Some(parts[0].at),
-            PlaceEvent::Damaged { why, .. } => panic!("{why}"),
+            ClusterLogEvent::Safe { partition, parts, .. } if *partition == p => Some(parts[0].at),
+            ClusterLogEvent::Damaged { why, .. } => panic!("{why}"),
             _ => None,
         });
         let at: Vec<u64> = at.collect();
@@ -42,8 +42,8 @@ fn write(log: &NatsLog, heard: &Heard, p: u16, from: u64, count: u64) -> Vec<u64
 }
 
 fn damage(heard: &Heard, p: u16) -> String {
-    match heard.event("damage", |e| matches!(e, PlaceEvent::Damaged { partition, .. } if *partition == p)) {
-        PlaceEvent::Damaged { why, .. } => why,
+    match heard.event("damage", |e| matches!(e, ClusterLogEvent::Damaged { partition, .. } if *partition == p)) {
+        ClusterLogEvent::Damaged { why, .. } => why,
         _ => unreachable!(),
     }
 }
@@ -51,7 +51,7 @@ fn damage(heard: &Heard, p: u16) -> String {
 fn unsuitable(heard: &Heard, what: &str) {
     heard.event(
         what,
-        |e| matches!(e, PlaceEvent::State(PlaceState::Unsuitable(w)) if w.iter().any(|w| w.contains(what))),
+        |e| matches!(e, ClusterLogEvent::State(ClusterLogState::Unsuitable(w)) if w.iter().any(|w| w.contains(what))),
     );
 }
 
@@ -71,17 +71,17 @@ fn trimmed_followed_and_taken_over() {
     write(&log, &heard, 2, 0, 3);
     let at = write(&log, &heard, 0, 5, 5);
     standby_heard.wait("what is followed, before it is given back", |events| {
-        let last = |e: &PlaceEvent| matches!(e, PlaceEvent::Read { partition: 0, appends } if appends.iter().any(|a| a.at == at[9]));
+        let last = |e: &ClusterLogEvent| matches!(e, ClusterLogEvent::Read { partition: 0, appends } if appends.iter().any(|a| a.at == at[9]));
         events.iter().any(last).then_some(())
     });
     log.trim(0, at[6]); // waits until an append names the checkpoint
     log.checkpoint(0, at[6]);
-    assert!(!heard.all().iter().any(|e| matches!(e, PlaceEvent::Trimmed { .. })));
+    assert!(!heard.all().iter().any(|e| matches!(e, ClusterLogEvent::Trimmed { .. })));
     write(&log, &heard, 0, 10, 2);
-    heard.event("trimmed", |e| *e == PlaceEvent::Trimmed { partition: 0, before: at[6] });
+    heard.event("trimmed", |e| *e == ClusterLogEvent::Trimmed { partition: 0, before: at[6] });
     let known = standby_heard.wait("all that is followed", |events| {
         let reads = events.iter().filter_map(|e| match e {
-            PlaceEvent::Read { partition: 0, appends } => Some(appends),
+            ClusterLogEvent::Read { partition: 0, appends } => Some(appends),
             _ => None,
         });
         let last = reads.flatten().last()?.clone();
@@ -97,14 +97,14 @@ fn trimmed_followed_and_taken_over() {
     standby.fence(Fence { partition: 0, epoch: 2, known, at_least: known.at });
     assert_eq!(standby_heard.fenced(0), 12);
     log.append(batch(0, 12, 12, 12));
-    heard.event("resigned", |e| *e == PlaceEvent::Resigned { partition: 0, epoch: 2 });
+    heard.event("resigned", |e| *e == ClusterLogEvent::Resigned { partition: 0, epoch: 2 });
     let stranger = Heard::new();
     let other = start(options(servers.access(), STREAMS, stranger.notify()));
     other.read(0, Anchor::default());
-    stranger.event("end", |e| matches!(e, PlaceEvent::ReadEnd { partition: 0, end } if end.next == 12));
+    stranger.event("end", |e| matches!(e, ClusterLogEvent::ReadEnd { partition: 0, end } if end.next == 12));
     assert_eq!(stranger.read(0), (6..12).collect::<Vec<_>>());
     other.last(0);
-    stranger.event("last", |e| matches!(e, PlaceEvent::Last { partition: 0, last: Some((_, h)) } if h.epoch == 2));
+    stranger.event("last", |e| matches!(e, ClusterLogEvent::Last { partition: 0, last: Some((_, h)) } if h.epoch == 2));
     stranger.ready();
     let consumers = api(&servers, &format!("STREAM.INFO.{}", names(STREAMS).stream(0)), &json!({}));
     assert_eq!(consumers["state"]["consumer_count"], 1, "one consumer for each stream that is followed");
@@ -169,13 +169,13 @@ fn a_full_stream_is_said() {
         batch
     };
     (0..5).for_each(|n| log.append(large(n)));
-    heard.event("full", |e| *e == PlaceEvent::Full { partition: 0, full: true });
+    heard.event("full", |e| *e == ClusterLogEvent::Full { partition: 0, full: true });
     let name = names(1).stream(0);
     let mut config = api(&servers, &format!("STREAM.INFO.{name}"), &json!({}))["config"].clone();
     config["max_bytes"] = json!(2_000_000);
     api(&servers, &format!("STREAM.UPDATE.{name}"), &config);
-    heard.event("room again", |e| *e == PlaceEvent::Full { partition: 0, full: false });
-    heard.event("all safe", |e| matches!(e, PlaceEvent::Safe { number: 4, .. }));
+    heard.event("room again", |e| *e == ClusterLogEvent::Full { partition: 0, full: false });
+    heard.event("all safe", |e| matches!(e, ClusterLogEvent::Safe { number: 4, .. }));
     assert_eq!(heard.safe(0), (0..5).collect::<Vec<_>>());
 }
 
@@ -218,7 +218,7 @@ fn credentials() {
         heard.ready();
         let stranger = Heard::new();
         let _other = start(options(servers.access(), 1, stranger.notify()));
-        stranger.event("away", |e| matches!(e, PlaceEvent::State(PlaceState::Away(_))));
+        stranger.event("away", |e| matches!(e, ClusterLogEvent::State(ClusterLogState::Away(_))));
     }
 }
 
@@ -230,7 +230,10 @@ fn a_missing_right_is_named() {
     let Some((servers, heard)) = one("rights", "", rights) else { return };
     let auth = Auth::Password("u".to_owned(), "p".to_owned());
     let _log = start(options(Access { auth, ..servers.access() }, 1, heard.notify()));
-    heard.event("the right", |e| matches!(e, PlaceEvent::State(PlaceState::Away(why)) if why.contains("$JS.API.INFO")));
+    heard.event(
+        "the right",
+        |e| matches!(e, ClusterLogEvent::State(ClusterLogState::Away(why)) if why.contains("$JS.API.INFO")),
+    );
 }
 
 /// TLS with certificates of both sides.
