@@ -77,11 +77,17 @@ def start_as(lanes: int, args: list[str], env: dict[str, str] | None = None) -> 
         return start(args, env, more={"apart": True})
     if not isinstance(lanes, Nodes):
         return start(args, env)
-    nodes = [{"address": f"127.0.0.1:{free_port()}", "lanes": int(lanes)} for _ in range(3)]
-    owners = [p % len(nodes) for p in range(64)]
-    cluster = {"nodes": nodes, "owners": owners, "forget_after_ms": 1500}
-    all_of = {"key": secrets.token_hex(16), "partitions": len(owners)}
-    made = [start(args, env, more=all_of | {"cluster": cluster | {"node": n}}) for n in range(len(nodes))]
+    members = [
+        {"slot": n, "incarnation": 1, "address": f"127.0.0.1:{free_port()}", "lanes": int(lanes)} for n in range(3)
+    ]
+    owners = [(p % len(members), 1) for p in range(64)]
+    orders = [
+        {"do": "members", "version": 1, "nodes": members},
+        {"do": "table", "version": 1, "partitions": owners},
+    ]
+    all_of = {"key": secrets.token_hex(16), "partitions": len(owners), "orders": orders}
+    site = [{"slot": m["slot"], "incarnation": 1, "links": m["address"]} for m in members]
+    made = [start(args, env, more=all_of | {"cluster": s}) for s in site]
     made[0].others = made[1:]
     try:
         until_joined(made[0])

@@ -8,7 +8,7 @@ import json
 import sys
 from typing import Any
 
-from roostmq import config
+from roostmq import config, engine
 from roostmq.interface.cli import main
 
 
@@ -21,8 +21,16 @@ class Nodes(int):
 
 
 def with_settings(more: dict[str, Any]) -> None:
-    """Adds settings to those that the configuration makes."""
-    usual = config.Config.engine_settings
+    """Adds settings to those that the configuration makes, and orders that an engine gets when it has started."""
+    usual, begin = config.Config.engine_settings, engine.Engine.start
+    orders = more.pop("orders", [])
+
+    def started(settings: engine.Settings) -> engine.Engine:
+        made = begin(settings)
+        made.submit(*orders)
+        return made
+
+    engine.Engine.start = staticmethod(started)  # type: ignore[method-assign,assignment]
 
     def spread(self: config.Config) -> dict[str, Any]:
         return usual(self) | more

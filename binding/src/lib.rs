@@ -1,6 +1,8 @@
 //! The one narrow door between Python and the engine: start, submit, poll, stop, version. Texts are JSON
 //! (`docs/formats/door.md`). Rust never waits for the interpreter, and every call that may wait releases it.
 
+mod nats;
+
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -37,7 +39,9 @@ impl Engine {
     /// Binds the listeners and starts the lanes.
     #[staticmethod]
     fn start(py: Python<'_>, settings: &str) -> PyResult<Self> {
-        let engine = py.detach(|| roostmq_engine::port::Engine::start(settings)).map_err(EngineError::new_err)?;
+        let engine = py
+            .detach(|| roostmq_engine::port::Engine::start_with(settings, Some(&nats::open)))
+            .map_err(EngineError::new_err)?;
         Ok(Self { inner: Mutex::new(Some(engine)) })
     }
 

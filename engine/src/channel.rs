@@ -28,12 +28,14 @@ pub struct SessionRef {
 }
 
 /// A publish that waits for answers: the connection that owes the acknowledgement and its place in the order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Token {
     /// The publisher's connection.
     pub connection: ConnectionId,
     /// Number of the acknowledgement on that connection.
     pub number: u64,
+    /// Which question to another lane is answered by it, in a cluster; 0 within a lane.
+    pub ask: u64,
 }
 
 /// What became of a publish in the places that wanted it.

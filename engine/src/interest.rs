@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use hashbrown::HashMap as FastMap;
 
@@ -34,6 +34,28 @@ pub struct Delta {
     pub wild: Vec<(bool, Box<str>)>,
     /// Exact topics, added (true) or gone.
     pub exact: Vec<(bool, Fingerprint)>,
+    /// Partitions whose sessions it speaks for from this version on, with their epochs.
+    pub serves: Vec<(u16, u32)>,
+    /// Version of the table by which its sender owns them: who has not read that yet must not believe it yet.
+    pub table: u64,
+}
+
+/// What a place wanted at some moment.
+#[derive(Debug, Default)]
+pub struct Wanted {
+    wild: Tree<Peer>,
+    exact: HashSet<Fingerprint>,
+    key: (u64, u64),
+}
+
+impl Wanted {
+    /// Was the topic wanted?
+    #[must_use]
+    pub fn has(&self, topic: &str) -> bool {
+        let mut found = self.exact.contains(&crate::ring::siphash(self.key, topic.as_bytes()));
+        self.wild.matches(topic, &mut |_| found = true);
+        found
+    }
 }
 
 #[derive(Debug)]
@@ -57,6 +79,12 @@ pub struct Interest {
     /// Wildcard filters of the peers that may leave.
     wild_of: HashMap<u16, HashSet<Box<str>>>,
     seen: u64,
+    /// Partitions that this place speaks for, with their epochs.
+    serves: BTreeMap<u16, u32>,
+    table: u64,
+    touched: bool,
+    /// By peer: the version of its interest that is applied.
+    applied: Vec<u64>,
 }
 
 impl Interest {
@@ -75,6 +103,10 @@ impl Interest {
             version: 0,
             delta: Delta::default(),
             confirmed,
+            applied: vec![0; places],
+            serves: BTreeMap::new(),
+            table: 0,
+            touched: false,
             peers_wild: Tree::new(),
             peers_exact: FastMap::default(),
             wild_of: HashMap::new(),
@@ -157,8 +189,55 @@ impl Interest {
 
     /// What the peers must be told since the last call.
     pub fn take_delta(&mut self) -> Option<Delta> {
-        let changed = !self.delta.wild.is_empty() || !self.delta.exact.is_empty();
-        changed.then(|| std::mem::take(&mut self.delta))
+        let Delta { wild, exact, serves, .. } = &self.delta;
+        let changed = !wild.is_empty() || !exact.is_empty() || !serves.is_empty() || std::mem::take(&mut self.touched);
+        changed.then(|| Delta { table: self.table, ..std::mem::take(&mut self.delta) })
+    }
+
+    /// The table that is in force here.
+    pub const fn set_table(&mut self, version: u64) {
+        self.table = version;
+    }
+
+    /// What was added so far speaks for a partition, under this epoch: the version that all must confirm before it is served.
+    pub fn announce(&mut self, partition: u16, epoch: u32) -> u64 {
+        self.serves.insert(partition, epoch);
+        self.version += 1;
+        self.delta.version = self.version;
+        self.delta.serves.push((partition, epoch));
+        self.version
+    }
+
+    /// Something has changed that the peers learn by the version alone.
+    pub const fn touch(&mut self) -> u64 {
+        self.version += 1;
+        self.delta.version = self.version;
+        self.touched = true;
+        self.version
+    }
+
+    /// A partition belongs to another place now.
+    pub fn withdraw(&mut self, partition: u16) {
+        self.serves.remove(&partition);
+        self.delta.serves.retain(|(p, _)| *p != partition);
+    }
+
+    /// The version of a peer's interest that is known here.
+    #[must_use]
+    pub fn applied(&self, peer: u16) -> u64 {
+        self.applied.get(usize::from(peer)).copied().unwrap_or(0)
+    }
+
+    /// What these peers want at this moment.
+    #[must_use]
+    pub fn snapshot(&self, peers: std::ops::Range<u16>) -> Wanted {
+        let mut wanted = Wanted { key: self.key, ..Wanted::default() };
+        let mask = peers.clone().fold(0u64, |mask, p| mask | 1 << p);
+        for filter in peers.filter_map(|p| self.wild_of.get(&p)).flatten() {
+            wanted.wild.insert(filter, Peer(0));
+        }
+        wanted.exact = self.peers_exact.iter().filter(|(_, m)| **m & mask != 0).map(|(print, _)| *print).collect();
+        wanted
     }
 
     /// A peer has confirmed a version.
@@ -177,6 +256,9 @@ impl Interest {
     /// A peer's interest has changed.
     pub fn apply(&mut self, peer: u16, delta: &Delta) {
         self.seen += 1;
+        if let Some(applied) = self.applied.get_mut(usize::from(peer)) {
+            *applied = delta.version;
+        }
         for (add, filter) in &delta.wild {
             let own = self.wild_of.get_mut(&peer);
             if *add {
@@ -213,7 +295,9 @@ impl Interest {
         }
         self.forget_peer(peer);
         let wild = self.wild.keys().map(|filter| (true, filter.clone())).collect();
-        Delta { version: self.version, wild, exact: self.exact.keys().map(|print| (true, *print)).collect() }
+        let exact = self.exact.keys().map(|print| (true, *print)).collect();
+        let serves = self.serves.iter().map(|(p, epoch)| (*p, *epoch)).collect();
+        Delta { version: self.version, wild, exact, serves, table: self.table }
     }
 
     fn forget_peer(&mut self, peer: u16) {

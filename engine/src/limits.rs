@@ -12,6 +12,8 @@ pub const PACKET_BYTES_PROTOCOL: u32 = 268_435_460;
 /// Largest first packet: whoever has not said who it is may not fill memory. Twice what the five fields of a CONNECT
 /// can hold, so that room is left for properties.
 pub const CONNECT_BYTES_MAX: u32 = 640 * 1024;
+/// Nodes of a cluster; each has places for its lanes in a mask of 64.
+pub const NODES_MAX: u16 = 16;
 
 /// Bounds; sizes in bytes, counts plain, times in milliseconds or seconds as the name says.
 #[derive(Debug, Clone, Deserialize)]

@@ -5,6 +5,7 @@
 
 use std::hash::Hasher;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use siphasher::sip::SipHasher24;
 
@@ -16,8 +17,15 @@ pub fn siphash(key: (u64, u64), bytes: &[u8]) -> u64 {
     hasher.finish()
 }
 
+/// Lanes that a node of a cluster may have: so many places are set aside for each.
+pub const NODE_LANES_MAX: u16 = 4;
+/// Places of a cluster: the width of the masks that say who wants a topic.
+pub const PLACES_MAX: u16 = 64;
+/// The place of a partition that nobody has.
+pub const NOWHERE: u16 = u16::MAX;
+
 /// How ids are spread over partitions and lanes. The lanes of all nodes are numbered through: a *place* is a lane of the
-/// cluster; alone, places are the lanes of this process.
+/// cluster; alone, places are the lanes of this process. A node's number is its *slot*.
 #[derive(Debug, Clone)]
 pub struct Ring {
     key: (u64, u64),
@@ -25,10 +33,8 @@ pub struct Ring {
     lanes: u16,
     /// Place of this process's first lane.
     first: u16,
-    /// First places of all nodes, then the number of places.
-    nodes: Arc<[u16]>,
-    /// Place by partition, in a cluster.
-    homes: Option<Arc<[u16]>>,
+    /// Place by partition, in a cluster: as the last table says.
+    homes: Option<Arc<[AtomicU16]>>,
 }
 
 impl Ring {
@@ -36,28 +42,35 @@ impl Ring {
     #[must_use]
     pub fn new(key: (u64, u64), partitions: usize, lanes: usize) -> Self {
         let bits = partitions.clamp(1, 1 << 15).next_power_of_two().trailing_zeros();
-        let lanes = u16::try_from(lanes.clamp(1, 64)).unwrap_or(1);
-        Self { key, bits, lanes, first: 0, nodes: Arc::new([0, lanes]), homes: None }
+        let lanes = u16::try_from(lanes.clamp(1, usize::from(PLACES_MAX))).unwrap_or(1);
+        Self { key, bits, lanes, first: 0, homes: None }
     }
 
-    /// The same as a part of a cluster: this is node `me`, the nodes have so many lanes, and so many own the partitions.
+    /// The same as a part of a cluster, in which nobody has anything yet; this is the node with this slot.
     #[must_use]
-    pub fn among(self, me: u16, lanes: &[u16], owners: &[u16]) -> Self {
-        let mut nodes = vec![0];
-        for n in lanes {
-            nodes.push(nodes.last().unwrap_or(&0) + n);
+    pub fn among(self, slot: u16) -> Self {
+        let homes = (0..self.partitions()).map(|_| AtomicU16::new(NOWHERE)).collect();
+        Self { first: slot * NODE_LANES_MAX, homes: Some(homes), ..self }
+    }
+
+    /// From now on a node with so many lanes has the partition; `None`: nobody.
+    pub fn assign(&self, partition: u16, owner: Option<(u16, u16)>) {
+        let place = owner.map_or(NOWHERE, |(slot, lanes)| slot * NODE_LANES_MAX + partition % lanes.max(1));
+        if let Some(home) = self.homes.as_ref().and_then(|homes| homes.get(usize::from(partition))) {
+            home.store(place, Ordering::Relaxed);
         }
-        let first = |node: u16| nodes.get(usize::from(node)).copied().unwrap_or(0);
-        let of = |node: u16| lanes.get(usize::from(node)).copied().unwrap_or(1).max(1);
-        let home = |p: u16| owners.get(usize::from(p)).map_or(0, |&owner| first(owner) + p % of(owner));
-        let homes = (0..self.partitions()).map(home).collect();
-        Self { first: first(me), lanes: of(me), homes: Some(homes), nodes: nodes.into(), ..self }
+    }
+
+    /// Is this a node of a cluster?
+    #[must_use]
+    pub const fn is_shared(&self) -> bool {
+        self.homes.is_some()
     }
 
     /// Number of places.
     #[must_use]
-    pub fn places(&self) -> u16 {
-        self.nodes.last().copied().unwrap_or(self.lanes)
+    pub const fn places(&self) -> u16 {
+        if self.is_shared() { PLACES_MAX } else { self.lanes }
     }
 
     /// Place of a lane of this process.
@@ -72,18 +85,16 @@ impl Ring {
         place.checked_sub(self.first).filter(|lane| *lane < self.lanes).map(usize::from)
     }
 
-    /// The node of a place.
+    /// The slot of the node of a place.
     #[must_use]
-    pub fn node(&self, place: u16) -> u16 {
-        let node = self.nodes.iter().skip(1).position(|end| place < *end);
-        node.and_then(|n| u16::try_from(n).ok()).unwrap_or(0)
+    pub const fn slot(place: u16) -> u16 {
+        place / NODE_LANES_MAX
     }
 
     /// The places of a node.
     #[must_use]
-    pub fn places_of(&self, node: u16) -> std::ops::Range<u16> {
-        let at = |i: usize| self.nodes.get(i).copied().unwrap_or(0);
-        at(usize::from(node))..at(usize::from(node) + 1)
+    pub const fn places_of(slot: u16) -> std::ops::Range<u16> {
+        slot * NODE_LANES_MAX..(slot + 1) * NODE_LANES_MAX
     }
 
     /// Number of partitions.
@@ -111,12 +122,12 @@ impl Ring {
         u16::try_from(point.checked_shr(64 - self.bits).unwrap_or(0)).unwrap_or(0)
     }
 
-    /// The place of a partition.
+    /// The place of a partition; [`NOWHERE`] if nobody has it.
     #[must_use]
     pub fn home(&self, partition: u16) -> u16 {
         match &self.homes {
             None => partition % self.lanes,
-            Some(homes) => homes.get(usize::from(partition)).copied().unwrap_or(0),
+            Some(homes) => homes.get(usize::from(partition)).map_or(NOWHERE, |home| home.load(Ordering::Relaxed)),
         }
     }
 }

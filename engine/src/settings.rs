@@ -37,28 +37,43 @@ pub struct Settings {
     pub apart: bool,
 }
 
-/// The nodes of a cluster, and who owns what.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ClusterSettings {
-    /// All nodes; their numbers are their positions.
-    pub nodes: Vec<NodeSettings>,
-    /// This one.
-    pub node: u16,
-    /// The node that owns each partition.
-    pub owners: Vec<u16>,
-    /// A node that is not heard for so long is forgotten, milliseconds.
-    pub forget_after_ms: u64,
-}
-
-/// One node.
+/// This node of a cluster. Who the others are and who owns what is told by orders (`members`, `table`).
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct NodeSettings {
-    /// Address and port of its links.
-    pub address: std::net::SocketAddr,
-    /// Number of its lanes.
-    pub lanes: u16,
+pub struct ClusterSettings {
+    /// Number of this node, 0 to 15: nobody else has it.
+    pub slot: u16,
+    /// Another one with each start.
+    pub incarnation: u64,
+    /// Where it listens for links.
+    pub links: std::net::SocketAddr,
+    /// Where the log is; without it everything is in memory and goes with its node.
+    #[serde(default)]
+    pub nats: Option<NatsSettings>,
+}
+
+/// The cluster's log on NATS.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[expect(missing_docs, reason = "the table is in docs/formats/door.md")]
+pub struct NatsSettings {
+    pub cluster: String,
+    pub urls: Vec<String>,
+    pub streams: u16,
+    pub replicas: Option<u64>,
+    pub max_bytes: u64,
+    /// `always`, `asserted` or `any`.
+    pub sync: String,
+    pub user: Option<String>,
+    pub password: Option<String>,
+    pub token: Option<String>,
+    pub nkey: Option<String>,
+    pub credentials: Option<String>,
+    pub authority: Option<String>,
+    pub certificate: Option<String>,
+    pub key: Option<String>,
+    pub system_user: Option<String>,
+    pub system_password: Option<String>,
 }
 
 /// The data directory and how it is used.

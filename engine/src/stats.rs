@@ -79,6 +79,9 @@ gauges!(
     queued,
     queued_bytes,
     inflight,
+    partitions,
+    partitions_coming,
+    publishes_waiting,
 );
 
 /// The numbers of one lane.

@@ -95,7 +95,7 @@ impl Lane {
         let session = (c.session.uid != 0).then_some(c.session);
         let (client_id, ending): (_, Ending) = (c.client_id.clone(), c.ending);
         self.remove(key);
-        if self.stopping_at_ms.is_some() && self.shared.log.is_some() {
+        if self.stopping_at_ms.is_some() && (self.shared.log.is_some() || self.shared.cluster_log.get().is_some()) {
             return; // the log remembers it as connected: a broker that stops declares nobody dead
         }
         let input = Input::Detach { session, client_id: &client_id, connection, ending };

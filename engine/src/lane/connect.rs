@@ -219,7 +219,7 @@ impl Lane {
         }
     }
 
-    fn ask_for_session(&mut self, key: usize) {
+    pub(super) fn ask_for_session(&mut self, key: usize) {
         let connection = self.id_of(key);
         let Some(c) = self.connections.get_mut(key) else { return };
         let bytes = std::mem::take(&mut c.rare.get_or_insert_default().connect);

@@ -53,7 +53,8 @@ impl Lane {
                 None => Partition::new(p, rules, shared.incarnation),
             }
         };
-        let mine = |p: &u16| shared.ring.home(*p) == number;
+        // in a cluster partitions come with the table
+        let mine = |p: &u16| !shared.ring.is_shared() && shared.ring.home(*p) == number;
         let mut make = make;
         (0..shared.ring.partitions()).map(|p| mine(&p).then(|| Box::new(make(p)))).collect()
     }
@@ -168,7 +169,7 @@ impl Lane {
 
     /// How soon a checkpoint wants the next tick.
     pub(super) fn walks_on_in(&self) -> Option<Duration> {
-        self.walking.is_some().then_some(WALK_PAUSE)
+        (self.walking.is_some() || self.walks_shared()).then_some(WALK_PAUSE)
     }
 
     /// Writes about so many bytes of the checkpoint.
@@ -197,5 +198,6 @@ impl Lane {
     /// The disk cannot keep up: publishers are not read for a moment.
     pub(super) fn log_is_behind(&self) -> bool {
         self.shared.log.as_ref().is_some_and(|l| l.waiting() > BACKLOG_BYTES_MAX)
+            || self.shared.cluster_log.get().is_some_and(|l| l.waiting() > super::shared_log::BACKLOG_BYTES_MAX)
     }
 }

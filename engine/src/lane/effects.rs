@@ -1,6 +1,6 @@
 //! Carries out what partitions want: deliveries to connections, answers to publishers, changes of tree and interest.
 
-use super::{Conveyed, Lane, LaneMessage, ToConnection, Todo};
+use super::{Conveyed, Lane, LaneMessage, Late, ToConnection, Todo};
 use crate::channel::{ConnectionId, Outcome, Token};
 use crate::codec::{AckKind, QoS};
 use crate::connection::{Stage, Undelivered};
@@ -179,22 +179,25 @@ impl Lane {
             self.flow.waiting = self.flow.waiting.saturating_sub(1);
             return self.flow.outcome.add(outcome);
         }
-        let key = (token.connection, token.number);
-        if let Some((waiting, sum)) = self.late.get_mut(&key) {
-            sum.add(outcome);
-            *waiting -= 1;
-            if *waiting == 0 {
-                let sum = *sum;
-                self.late.remove(&key);
-                self.send(token.connection.lane, LaneMessage::Answer { token, outcome: sum });
+        if let Some(late) = self.late.get_mut(&token) {
+            late.outcome.add(outcome);
+            late.waiting -= 1;
+            if late.waiting == 0 {
+                let Late { outcome, missing, .. } = self.late.remove(&token).unwrap_or_default();
+                self.send(token.connection.lane, LaneMessage::Answer { token, outcome, missing });
             }
             return;
         }
         if token.connection.lane != self.number {
-            return self.send(token.connection.lane, LaneMessage::Answer { token, outcome });
+            return self.send(token.connection.lane, LaneMessage::Answer { token, outcome, missing: Vec::new() });
         }
+        self.settle_answer(token, outcome);
+    }
+
+    /// One answer less is missing.
+    pub(super) fn settle_answer(&mut self, token: Token, outcome: Outcome) {
         if !self.holding.is_empty() {
-            self.holding.remove(&key);
+            self.holding.remove(&(token.connection, token.number));
         }
         let Some(c) = self.connection(token.connection) else { return };
         if let Some(owed) = c.owed.get_mut(token.number) {
@@ -212,6 +215,8 @@ impl Lane {
             self.flow.held = Some(origin);
         } else if token.connection.lane != self.number {
             self.tell_connection(token.connection, ToConnection::Held { number: token.number, origin });
+        } else {
+            self.on_held_late(token, origin);
         }
     }
 

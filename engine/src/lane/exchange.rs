@@ -10,14 +10,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mio::{Poll, Token as Place, Waker};
 
-use super::cluster::post_to_node;
+use super::fleet::post_to_node;
 use super::relay::{ToConnection, ToSession};
-use super::{Flow, Lane, Todo};
+use super::{Flow, Lane, Late, Todo};
 use crate::access::{Grant, Refusal};
 use crate::channel::{ConnectionId, Outcome, SessionRef, Token};
 use crate::connection::Connection;
 use crate::interest::Delta;
-use crate::log::LogEvent;
+use crate::log::{ClusterLogEvent, LogEvent};
 use crate::message::{Inbound, Stored};
 use crate::net::Transport;
 use crate::partition::{Dispatched, Input};
@@ -66,6 +66,10 @@ pub enum LaneMessage {
     Publish {
         message: Stored,
         token: Option<Token>,
+        /// The version of the receiver's interest that the sender knows: partitions that it speaks for since are not meant.
+        known: u64,
+        /// Only these partitions are meant.
+        only: Option<Vec<u16>>,
     },
     Retain {
         partition: u16,
@@ -75,6 +79,8 @@ pub enum LaneMessage {
     Answer {
         token: Token,
         outcome: Outcome,
+        /// Partitions that have not acted, as they are elsewhere now.
+        missing: Vec<u16>,
     },
     ToSession {
         partition: u16,
@@ -130,16 +136,19 @@ pub enum LaneMessage {
     Log(LogEvent),
     #[serde(skip)]
     Order(Order),
-    /// A node is there, under this number of times that it was, or is not any more.
+    /// A node can be talked to, and has forgotten everything.
     #[serde(skip)]
     Peer {
-        node: u16,
-        turn: Option<u32>,
+        slot: u16,
+        incarnation: u64,
     },
+    #[serde(skip)]
+    ClusterLog(ClusterLogEvent),
     /// A batch from a lane of another node, with that node's engine time.
     #[serde(skip)]
     Linked {
         from: u16,
+        incarnation: u64,
         now_ms: u64,
         bytes: Vec<u8>,
     },
@@ -304,25 +313,28 @@ impl Lane {
 
     pub(super) fn on_message(&mut self, from: u16, message: LaneMessage) {
         match message {
-            LaneMessage::Publish { message, token } => self.on_forwarded(&message, token),
-            LaneMessage::Answer { token, outcome } => self.answer(token, outcome),
+            LaneMessage::Publish { message, token, known, only } => {
+                self.on_forwarded(&message, token, known, only.as_deref());
+            }
+            LaneMessage::Answer { token, outcome, missing } => self.on_answer(token, outcome, &missing),
             LaneMessage::ToSession { partition, what } => self.on_to_session(partition, what),
             LaneMessage::ToConnection { connection, what } => self.on_to_connection(connection, what),
+            LaneMessage::Retain { partition, token, .. } if !self.owns(partition) => {
+                let answer =
+                    |token: Token| LaneMessage::Answer { token, outcome: Outcome::default(), missing: vec![partition] };
+                token.into_iter().for_each(|token| self.send(token.connection.lane, answer(token)));
+            }
             LaneMessage::Retain { partition, message, token } => {
                 let inbound = Inbound::from_stored(&message);
                 self.flow = Flow { token, waiting: 1, ..Flow::default() };
                 self.step(partition, Input::Retain { message: &inbound, token }, Some(&inbound));
                 let flow = std::mem::take(&mut self.flow);
-                self.pass_on(token, flow);
+                self.pass_on(token, flow, Vec::new());
             }
             LaneMessage::Socket { listener, transport } => self.open_socket(listener, *transport),
             LaneMessage::Connection(connection) => self.on_handed_over(connection),
             LaneMessage::Checked { connection, result } => self.on_checked(connection, *result),
-            LaneMessage::Interest(delta) => {
-                self.interest.apply(from, &delta);
-                let sent = self.sent.clone();
-                self.send(from, LaneMessage::Confirm { version: delta.version, sent });
-            }
+            LaneMessage::Interest(delta) => self.on_interest(from, delta),
             LaneMessage::Confirm { version, sent } => self.on_confirm(from, version, sent),
             LaneMessage::Ask(query) => {
                 #[cfg(test)]
@@ -338,27 +350,43 @@ impl Lane {
             LaneMessage::Forget { uid } => self.todo.push_back(Todo::Forget { uid }),
             LaneMessage::Restarted => self.on_peer_restarted(from),
             LaneMessage::Order(order) => self.on_order(order),
-            LaneMessage::Peer { node, turn } => self.on_node(node, turn),
-            LaneMessage::Linked { from, now_ms, bytes } => self.on_linked(from, now_ms, &bytes),
+            LaneMessage::Peer { slot, incarnation } => self.on_node(slot, incarnation),
+            LaneMessage::ClusterLog(event) => self.on_cluster_log(event),
+            LaneMessage::Linked { from, incarnation, now_ms, bytes } => {
+                self.on_linked(from, incarnation, now_ms, &bytes);
+            }
         }
     }
 
-    /// Another lane's publish: matched in this lane's own tree, always answered.
-    fn on_forwarded(&mut self, message: &Stored, token: Option<Token>) {
+    /// Another lane's publish: matched in this lane's own tree, always answered. It is meant for the partitions for which this
+    /// lane spoke when the sender sent it: what came since is asked for once more, what has gone is named.
+    fn on_forwarded(&mut self, message: &Stored, token: Option<Token>, known: u64, only: Option<&[u16]>) {
         #[cfg(test)]
         assert_ne!(message.view().topic, super::tests::POISON);
         self.flow = Flow { token, ..Flow::default() };
-        self.route_here(&Inbound::from_stored(message));
+        let inbound = Inbound::from_stored(message);
+        let mut missing = Vec::new();
+        if let Some(fleet) = &self.fleet {
+            missing = match only {
+                Some(only) => only.iter().copied().filter(|p| !self.owns(*p)).collect(),
+                None => self.given_since(known),
+            };
+            let newer: Vec<u16> = fleet.since.iter().filter(|(_, since)| **since > known).map(|(p, _)| *p).collect();
+            self.route_here(&inbound, Some(&|p| only.map_or_else(|| !newer.contains(&p), |only| only.contains(&p))));
+        } else {
+            self.route_here(&inbound, None);
+        }
         let flow = std::mem::take(&mut self.flow);
-        self.pass_on(token, flow);
+        self.pass_on(token, flow, missing);
     }
 
-    fn pass_on(&mut self, token: Option<Token>, flow: Flow) {
+    fn pass_on(&mut self, token: Option<Token>, flow: Flow, missing: Vec<u16>) {
         let Some(token) = token else { return };
-        if flow.waiting > 0 {
-            self.late.insert((token.connection, token.number), (flow.waiting, flow.outcome));
+        let Flow { waiting, outcome, .. } = flow;
+        if waiting > 0 {
+            self.late.insert(token, Late { waiting, outcome, missing });
         } else {
-            self.send(token.connection.lane, LaneMessage::Answer { token, outcome: flow.outcome });
+            self.send(token.connection.lane, LaneMessage::Answer { token, outcome, missing });
         }
     }
 

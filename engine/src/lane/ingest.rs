@@ -314,7 +314,7 @@ impl Lane {
 
     /// The listener's class, raised by the topic's, raised or (where that is allowed) lowered by the message's wish.
     fn is_class_memory(&self, listener: u16, topic: &str, p: &Publish<'_>) -> bool {
-        if self.shared.log.is_none() {
+        if self.shared.log.is_none() && self.shared.cluster_log.get().is_none() {
             return false;
         }
         let listener = self.config.settings.listeners.get(usize::from(listener));
@@ -336,12 +336,13 @@ impl Lane {
         let connection = self.id_of(key);
         let Some(c) = self.connections.get_mut(key) else { return };
         let number = c.owed.next();
-        self.flow = Flow { token: Some(Token { connection, number }), ..Flow::default() };
+        self.flow = Flow { token: Some(Token { connection, number, ask: 0 }), ..Flow::default() };
         self.route(&Inbound::new(message));
         let Flow { waiting, outcome, own, .. } = std::mem::take(&mut self.flow);
+        let may = self.may_acknowledge();
         let Some(c) = self.connections.get_mut(key) else { return };
         let answered = !outcome.disk_failed || c.version.is_v5();
-        if waiting == 0 && c.owed.is_empty() && answered {
+        if waiting == 0 && c.owed.is_empty() && answered && may {
             c.owed.skip();
             c.send_ack(AckKind::Puback, id, reason_of(outcome, c.version.is_v5()));
             self.mark_dirty(key);
@@ -358,7 +359,7 @@ impl Lane {
         let connection = self.id_of(key);
         let Some(c) = self.connections.get_mut(key) else { return };
         let session = c.session;
-        let token = Token { connection, number: c.owed.next() };
+        let token = Token { connection, number: c.owed.next(), ask: 0 };
         c.owed.push(Owed { id, exactly_once: true, waiting: 1, outcome: Default::default() });
         if !self.owns(session.partition) {
             return self.hold_elsewhere(key, id, token, &message);
@@ -367,10 +368,19 @@ impl Lane {
         self.flow = Flow { token: Some(token), ..Flow::default() };
         self.step(session.partition, Input::Hold { session, id, token }, None);
         let fresh = self.held(session) > before;
-        let origin = self.flow.held.take();
-        if let Some(origin) = origin {
-            message.head.origin = origin;
-            self.route(&Inbound::new(message));
+        match self.flow.held.take() {
+            Some(origin) => {
+                message.head.origin = origin;
+                self.route(&Inbound::new(message));
+            }
+            None if self.fleet.is_some() && !self.flow.outcome.disk_failed => {
+                self.flow = Flow::default();
+                if let Some(c) = self.connections.get_mut(key) {
+                    c.receiving = c.receiving.saturating_add(u16::from(fresh));
+                }
+                return self.hold_until_safe(token, &message);
+            }
+            None => {}
         }
         self.routed_qos2(token, u16::from(fresh));
     }
@@ -396,6 +406,10 @@ impl Lane {
 
     /// Acknowledgements leave in the order of the publishes, as far as they are answered.
     pub(super) fn settle(&mut self, key: usize) {
+        if !self.may_acknowledge() {
+            let key = u32::try_from(key).unwrap_or(u32::MAX);
+            return self.fleet.iter_mut().for_each(|f| f.unsettled.extend([key]));
+        }
         loop {
             let connection = self.id_of(key);
             let Some(c) = self.connections.get_mut(key) else { return };

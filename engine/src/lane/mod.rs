@@ -6,7 +6,6 @@
 
 mod accept;
 mod close;
-mod cluster;
 #[cfg(test)]
 mod cluster_tests;
 mod connect;
@@ -14,13 +13,17 @@ mod durable;
 mod effects;
 mod exchange;
 mod explain;
+mod fleet;
+mod frozen;
 mod ingest;
 #[cfg(test)]
 mod log_tests;
 mod orders;
+mod owners;
 mod peers;
 mod relay;
 mod route;
+mod shared_log;
 mod subscribe;
 #[cfg(test)]
 mod tests;
@@ -63,6 +66,8 @@ const CONNECTIONS: usize = 1 << 12;
 const LINGERING: usize = 1 << 40;
 /// Exact topics whose receivers are remembered.
 const CACHE_MAX: usize = 1 << 16;
+/// How soon it is looked at what waits for other nodes.
+const FLEET_WAIT: Duration = Duration::from_millis(50);
 /// Buffers kept for connections that have output.
 const SPARE_BUFFERS: usize = 256;
 
@@ -93,8 +98,8 @@ enum Todo {
 struct Receivers {
     /// Sessions and groups of this lane, by partition.
     targets: Vec<Target>,
-    /// Other lanes, as a bit mask.
-    lanes: u64,
+    /// Other places, as a bit mask.
+    places: u64,
 }
 
 #[derive(Debug)]
@@ -112,6 +117,15 @@ struct Flow {
     held: Option<Origin>,
     /// QoS 2 deliveries to the publisher itself: they follow its PUBREC.
     own: Vec<Deliver>,
+}
+
+/// A publish of another lane whose answers are not all in.
+#[derive(Debug, Default)]
+struct Late {
+    waiting: u16,
+    outcome: Outcome,
+    /// Partitions that have not acted: another node has them now.
+    missing: Vec<u16>,
 }
 
 /// One lane.
@@ -140,7 +154,7 @@ pub struct Lane {
     spare_buffers: Vec<Vec<u8>>,
     spare_effects: Vec<Effects>,
     flow: Flow,
-    late: HashMap<(ConnectionId, u64), (u16, Outcome)>,
+    late: HashMap<Token, Late>,
     /// QoS 2 publishes whose identifiers are being held by sessions that are elsewhere.
     holding: HashMap<(ConnectionId, u64), Stored>,
     /// Messages of other lanes that are being worked off; a panic costs the one that caused it.
@@ -149,8 +163,10 @@ pub struct Lane {
     sent: Vec<u64>,
     received: Vec<u64>,
     peer_sent: Vec<Vec<u64>>,
-    /// Other nodes that are there, with how often each has come.
-    nodes: HashMap<u16, u32>,
+    /// Other nodes that can be talked to: incarnation by slot.
+    nodes: HashMap<u16, u64>,
+    /// What it knows of them, in a cluster.
+    fleet: Option<Box<fleet::Fleet>>,
     questions: Slab<subscribe::Asked>,
     gatherings: HashMap<u64, subscribe::Gathering, RandomState>,
     gathered: u64,
@@ -214,6 +230,7 @@ impl Lane {
             received: vec![0; places],
             peer_sent: vec![vec![0; places]; places],
             nodes: HashMap::new(),
+            fleet: shared.ring.is_shared().then(|| Box::new(fleet::Fleet::new(shared.ring.partitions()))),
             questions: Slab::new(),
             gatherings: HashMap::default(),
             gathered: 0,
@@ -284,6 +301,7 @@ impl Lane {
         std::mem::swap(&mut fresh.interest, &mut self.interest);
         self.take_back_mail();
         fresh.nodes = std::mem::take(&mut self.nodes);
+        fresh.fleet = self.fleet.take();
         fresh.sent.clone_from(&self.sent);
         fresh.received.clone_from(&self.received);
         // names are never used again, what was said is said, what has come is read
@@ -318,7 +336,9 @@ impl Lane {
         self.work();
         self.fire_timers();
         self.work();
+        self.tend_fleet();
         self.write_log();
+        self.append_shared();
         self.flush_dirty();
         self.send_mail();
         let spent = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
@@ -337,7 +357,8 @@ impl Lane {
         let due = [self.timers.next_ms(), self.partitions_due_ms, self.stopping_at_ms];
         let next = due.into_iter().flatten().min();
         let next = next.map(|ms| Duration::from_millis(ms.saturating_sub(self.shared.clock.now_ms())));
-        [next, self.walks_on_in()].into_iter().flatten().min()
+        let fleet = self.fleet_waits().then_some(FLEET_WAIT);
+        [next, fleet, self.walks_on_in()].into_iter().flatten().min()
     }
 
     fn on_event(&mut self, event: &mio::event::Event) {

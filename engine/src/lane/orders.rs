@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::owners::Owner;
 use super::{Flow, Lane, ToConnection};
 use crate::codec::{QoS, Reason};
 use crate::connection::Stage;
@@ -33,6 +34,12 @@ impl Lane {
                 self.shared.add_drops(id, self.ledger.total(), entries);
             }
             Order::Why { id, client_id, topic } => self.explain(id, &client_id, topic.as_deref()),
+            Order::Members { nodes, .. } => self.on_members(&nodes),
+            Order::Table { version, partitions } => {
+                let owner = |&(slot, epoch): &(i32, u32)| Owner { slot: u16::try_from(slot).ok(), epoch };
+                let owners: Vec<Owner> = partitions.iter().map(owner).collect();
+                self.on_table(version, &owners);
+            }
             Order::Stop { grace_ms } => self.begin_stop(grace_ms),
             Order::End => self.ended = true,
             _ => {}
@@ -55,6 +62,7 @@ impl Lane {
         self.stats.set(Gauge::queued_bytes, bytes);
         self.stats.set(Gauge::inflight, open);
         self.stats.set(Gauge::shared_groups, self.groups());
+        self.measure_fleet();
     }
 
     /// A message of the broker itself, past the ACL.

@@ -4,10 +4,9 @@
 //! and shared groups learn who is left. Nothing is asked a second time from here: it may be what caused the panic.
 
 use super::{Lane, LaneMessage, ToConnection};
-use crate::channel::{ConnectionId, SessionRef};
+use crate::channel::ConnectionId;
 use crate::codec::Reason;
 use crate::connection::{Connection, OwedQueue, Stage};
-use crate::partition::{Ending, Input};
 
 impl Lane {
     /// This lane has begun anew.
@@ -15,10 +14,11 @@ impl Lane {
         self.send_all(|| LaneMessage::Restarted);
     }
 
+    /// A lane has begun anew. One of another node has nothing of ours that its node would not have lost with it.
     pub(super) fn on_peer_restarted(&mut self, peer: u16) {
         let owed = self.connections.iter().filter(|(_, c)| !c.owed.is_empty()).map(|(key, _)| key);
         let mut waiting: Vec<ConnectionId> = owed.map(|key| self.id_of(key)).collect();
-        waiting.extend(self.joining());
+        waiting.extend(self.joining(&[]));
         let home = |partition| self.shared.ring.home(partition) == peer;
         let away = self.connections.iter().filter(|(_, c)| c.session.uid != 0 && home(c.session.partition));
         let away: Vec<usize> = away.map(|(key, _)| key).collect();
@@ -30,7 +30,7 @@ impl Lane {
             waiting.extend(channel.map(|c| c.connection));
         }
         for id in waiting {
-            self.close_unanswered(id);
+            self.close_unanswered(id, Reason::UNSPECIFIED);
         }
         self.share_without(peer);
     }
@@ -45,29 +45,10 @@ impl Lane {
         }
     }
 
-    /// The peer's connections are closed: sessions of this lane go on without them.
-    fn detach_from(&mut self, peer: u16) {
-        let mut lost = Vec::new();
-        for (number, partition) in self.partitions.iter().enumerate().filter_map(|(n, p)| Some((n, p.as_deref()?))) {
-            for (slot, s) in partition.state().each() {
-                let Some(channel) = s.channel.filter(|c| c.connection.lane == peer) else { continue };
-                let partition = u16::try_from(number).unwrap_or(0);
-                let session = SessionRef { partition, slot, uid: s.uid };
-                lost.push((session, s.client_id.clone(), channel.connection));
-            }
-        }
-        for (session, client_id, connection) in lost {
-            let ending = Ending { will: true, expiry_s: None };
-            let input = Input::Detach { session: Some(session), client_id: &client_id, connection, ending };
-            self.step(session.partition, input, None);
-        }
-        self.note_partition_timers();
-    }
-
     /// Nothing is owed any more, as the answer will not come; the session goes on without this connection.
-    fn close_unanswered(&mut self, id: ConnectionId) {
+    pub(super) fn close_unanswered(&mut self, id: ConnectionId, reason: Reason) {
         if id.lane != self.number {
-            return self.tell_connection(id, ToConnection::Close { reason: Reason::UNSPECIFIED });
+            return self.tell_connection(id, ToConnection::Close { reason });
         }
         let Some(c) = self.connection(id) else { return };
         c.owed = OwedQueue::default();
@@ -75,7 +56,7 @@ impl Lane {
         if c.stage == Stage::Closing {
             self.confirm_end(key);
         } else {
-            self.refuse(key, Reason::UNSPECIFIED, "a part of the server began anew; repeat");
+            self.refuse(key, reason, "a part of the server began anew; repeat");
         }
     }
 

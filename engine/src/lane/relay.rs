@@ -81,11 +81,15 @@ impl Lane {
 
     /// A connection's word to its session, wherever that is.
     pub(super) fn tell_session(&mut self, partition: u16, input: Input<'_>) {
+        let input = match input {
+            // nobody serves it at this moment
+            Input::Attach(attach) if !self.serves(partition) && self.is_far(partition) => {
+                return self.park(partition, attach);
+            }
+            input => input,
+        };
         if self.owns(partition) {
             return self.step(partition, input, None);
-        }
-        if let (Input::Attach(attach), false) = (&input, self.reaches(self.shared.ring.home(partition))) {
-            return self.refuse_connect(attach.connection.key as usize, Reason::SERVER_UNAVAILABLE);
         }
         let what = match input {
             Input::Attach(attach) => ToSession::Attach(attach),
@@ -105,6 +109,12 @@ impl Lane {
             _ => return, // said by sessions and lanes only
         };
         self.send_to_session(partition, what);
+    }
+
+    /// Its home cannot be talked to, or is this lane, which has not taken it yet.
+    fn is_far(&self, partition: u16) -> bool {
+        let home = self.shared.ring.home(partition);
+        home == self.number || !self.reaches(home)
     }
 
     pub(super) fn send_to_session(&mut self, partition: u16, what: ToSession) {
@@ -136,7 +146,13 @@ impl Lane {
             }
             ToSession::Attach(_) | ToSession::Wish(_) | ToSession::Rights { .. } => return self.on_rare(what),
         };
-        let detached = matches!(what, ToSession::Detach { .. });
+        let detached = match what {
+            ToSession::Detach { connection, .. } => {
+                self.unpark(connection);
+                true
+            }
+            _ => false,
+        };
         self.step(partition, input, None);
         if detached {
             self.note_partition_timers();
@@ -147,6 +163,9 @@ impl Lane {
         match what {
             ToSession::Attach(attach) => {
                 let partition = self.shared.ring.partition(&attach.client_id);
+                if !self.serves(partition) {
+                    return self.park(partition, attach);
+                }
                 self.step(partition, Input::Attach(attach), None);
             }
             ToSession::Wish(wish) => self.grant(*wish),
@@ -182,7 +201,7 @@ impl Lane {
         match what {
             ToConnection::Deliver(deliver) => self.deliver(&deliver, None),
             ToConnection::Ack { kind, id, reason } => self.ack_to(connection, kind, id, reason),
-            ToConnection::Held { number, origin } => self.on_held_elsewhere(Token { connection, number }, origin),
+            ToConnection::Held { number, origin } => self.on_held_late(Token { connection, number, ask: 0 }, origin),
             ToConnection::Answered { id, codes, gone } => drop(self.answer_wish(connection, id, codes, gone)),
             ToConnection::Close { reason } => self.close_for_session(connection, reason),
             ToConnection::Kick { reason, silent, drop_will } => {
@@ -214,11 +233,16 @@ impl Lane {
         let session = c.session;
         let away = c.rare.get_or_insert_default().away.get_or_insert_default();
         c.receiving = c.receiving.saturating_add(u16::from(away.held.insert(id)));
-        self.holding.insert((token.connection, token.number), Stored::new(message));
+        self.hold_until_safe(token, message);
         self.send_to_session(session.partition, ToSession::Hold { session, id, token });
     }
 
-    fn on_held_elsewhere(&mut self, token: Token, origin: Origin) {
+    /// The message fans out when its identifier is surely held.
+    pub(super) fn hold_until_safe(&mut self, token: Token, message: &Message<'_>) {
+        self.holding.insert((token.connection, token.number), Stored::new(message));
+    }
+
+    pub(super) fn on_held_late(&mut self, token: Token, origin: Origin) {
         let Some(stored) = self.holding.remove(&(token.connection, token.number)) else { return };
         if self.connection(token.connection).is_none() {
             return;

@@ -14,14 +14,15 @@ impl Lane {
     /// Fans a message out. `self.flow` says whose publish it is and collects the answers.
     pub(super) fn route(&mut self, message: &Inbound<'_>) {
         let receivers = self.receivers(message.view.topic);
-        self.deliver_here(message, &receivers);
-        let mut lanes = receivers.lanes;
-        while lanes != 0 {
-            let to = u16::try_from(lanes.trailing_zeros()).unwrap_or(0);
-            lanes &= lanes - 1;
-            let token = self.flow.token;
-            self.flow.waiting += u16::from(token.is_some());
-            self.send(to, LaneMessage::Publish { message: message.store(), token });
+        self.deliver_here(message, &receivers, None);
+        let mut places = receivers.places;
+        while places != 0 {
+            let to = u16::try_from(places.trailing_zeros()).unwrap_or(0);
+            places &= places - 1;
+            self.forward(to, message, None);
+        }
+        if self.fleet.is_some() {
+            self.await_frozen(message);
         }
         if message.view.head.retain {
             self.retain(message);
@@ -29,34 +30,40 @@ impl Lane {
     }
 
     /// The part of a fan-out that stays in this lane.
-    pub(super) fn route_here(&mut self, message: &Inbound<'_>) {
+    pub(super) fn route_here(&mut self, message: &Inbound<'_>, meant: Option<&dyn Fn(u16) -> bool>) {
         let receivers = self.receivers(message.view.topic);
-        self.deliver_here(message, &receivers);
+        self.deliver_here(message, &receivers, meant);
     }
 
-    fn deliver_here(&mut self, message: &Inbound<'_>, receivers: &Receivers) {
+    fn deliver_here(&mut self, message: &Inbound<'_>, receivers: &Receivers, meant: Option<&dyn Fn(u16) -> bool>) {
         let token = self.flow.token;
         for targets in receivers.targets.chunk_by(|a, b| a.partition == b.partition) {
-            let Some(first) = targets.first() else { continue };
+            let Some(first) = targets.first().filter(|t| meant.is_none_or(|meant| meant(t.partition))) else {
+                continue;
+            };
             self.flow.waiting += u16::from(token.is_some());
             self.step(first.partition, Input::Publish { message, targets, token }, Some(message));
         }
     }
 
     /// The retained copy goes to the partition of the topic's hash.
-    fn retain(&mut self, message: &Inbound<'_>) {
+    pub(super) fn retain(&mut self, message: &Inbound<'_>) {
         let token = self.flow.token;
-        self.flow.waiting += u16::from(token.is_some());
         let partition = self.shared.ring.partition(message.view.topic);
         let lane = self.shared.ring.home(partition);
-        if lane == self.number {
-            self.step(partition, Input::Retain { message, token }, Some(message));
-        } else if !self.reaches(lane) {
-            self.flow.waiting -= u16::from(token.is_some());
-            self.flow.outcome.retain_failed = true;
-        } else {
-            self.send(lane, LaneMessage::Retain { partition, message: message.store(), token });
+        if self.fleet.is_some() && self.await_keeper(partition, message) {
+            return;
         }
+        if lane != self.number && !self.reaches(lane) {
+            self.flow.outcome.retain_failed = true;
+            return;
+        }
+        self.flow.waiting += u16::from(token.is_some());
+        if lane == self.number {
+            return self.step(partition, Input::Retain { message, token }, Some(message));
+        }
+        let token = token.map(|token| self.number_ask(token, lane, message, true));
+        self.send(lane, LaneMessage::Retain { partition, message: message.store(), token });
     }
 
     fn receivers(&mut self, topic: &str) -> Rc<Receivers> {
@@ -93,7 +100,7 @@ impl Lane {
             }
         }
         targets.retain(|t| t.group || self.may_read(t, topic));
-        Receivers { targets, lanes: self.interest.peers_for(topic) }
+        Receivers { targets, places: self.interest.peers_for(topic) }
     }
 
     fn may_read(&self, target: &Target, topic: &str) -> bool {

@@ -311,9 +311,10 @@ impl Lane {
         self.complete_if_ready(key);
     }
 
-    /// Whose SUBACK waits for a group to answer.
-    pub(super) fn joining(&self) -> impl Iterator<Item = ConnectionId> + '_ {
-        self.questions.iter().filter(|(_, a)| a.joins > 0).map(|(_, a)| a.connection)
+    /// Whose SUBACK waits for a group to answer, or for a session of these partitions.
+    pub(super) fn joining(&self, partitions: &[u16]) -> Vec<ConnectionId> {
+        let waits = |a: &Asked| a.joins > 0 || partitions.contains(&a.session.partition);
+        self.questions.iter().filter(|(_, a)| waits(a)).map(|(_, a)| a.connection).collect()
     }
 
     /// The lane will not send its part of any retained messages; who waited for them.
@@ -338,6 +339,7 @@ impl Lane {
 
     /// What waited for a version that everybody has confirmed now goes on.
     pub(super) fn look_at_barriers(&mut self) {
+        self.serve_confirmed();
         let confirmed = self.interest.confirmed();
         let joins = std::mem::take(&mut self.joins);
         for (version, question) in joins {
@@ -377,6 +379,9 @@ impl Lane {
 
     /// An exact topic has one owner, a wildcard asks every lane.
     fn query_retained(&mut self, session: SessionRef, filter: &str, qos: QoS, ids: &SubscriptionIds) {
+        if let Some(fleet) = self.fleet.as_mut().filter(|f| !f.frozen.is_empty()) {
+            return fleet.queries.push((session, filter.into(), qos, ids.clone()));
+        }
         let owner = self.shared.ring.home(self.shared.ring.partition(filter));
         let everywhere = topic::has_wildcard(filter);
         if let Some(p) = self.partition(session.partition) {
@@ -391,6 +396,14 @@ impl Lane {
         self.gatherings.insert(number, Gathering { session, filter, qos, ids, missing, found: Vec::new() });
         for lane in 0..self.shared.ring.places() {
             self.ask_retained(number, lane);
+        }
+    }
+
+    /// Every partition has an owner again: what waited for that is asked now.
+    pub(super) fn ask_deferred_queries(&mut self) {
+        let queries = self.fleet.as_mut().map(|f| std::mem::take(&mut f.queries)).unwrap_or_default();
+        for (session, filter, qos, ids) in queries {
+            self.query_retained(session, &filter, qos, &ids);
         }
     }
 

@@ -6,7 +6,7 @@ use super::flow::Hello;
 pub const VERSION: u16 = 1;
 const MAGIC: &[u8; 8] = b"ROOSTLNK";
 /// Bytes of a [`Greeting`].
-pub const GREETING: usize = 8 + 2 + 2 + 8 + 8 + 8 + 8;
+pub const GREETING: usize = 8 + 2 + 2 + 8 + 8 + 8 + 8 + 8;
 /// Bytes of a frame before its body.
 pub const HEAD: usize = 4 + 8 + 8 + 8 + 2 + 2;
 /// Most bytes of a body: a batch of one tick.
@@ -15,8 +15,10 @@ pub const BODY_MAX: usize = 256 << 20;
 /// What both ends say first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Greeting {
-    /// Number of the sender's node.
-    pub node: u16,
+    /// Slot of the sender.
+    pub slot: u16,
+    /// Which start of it.
+    pub incarnation: u64,
     /// Fingerprint of cluster and its layout: ends that differ in it are strangers.
     pub cluster: u64,
     /// Where the sender stands.
@@ -30,8 +32,8 @@ impl Greeting {
         let mut b = Vec::with_capacity(GREETING);
         b.extend_from_slice(MAGIC);
         b.extend_from_slice(&VERSION.to_le_bytes());
-        b.extend_from_slice(&self.node.to_le_bytes());
-        for n in [self.cluster, self.hello.name, self.hello.peer, self.hello.received] {
+        b.extend_from_slice(&self.slot.to_le_bytes());
+        for n in [self.incarnation, self.cluster, self.hello.name, self.hello.peer, self.hello.received] {
             b.extend_from_slice(&n.to_le_bytes());
         }
         b
@@ -45,13 +47,13 @@ impl Greeting {
         if b.get(..8) != Some(MAGIC.as_slice()) {
             return Err("not a link of this broker");
         }
-        let (Some(version), Some(node)) = (u16_at(b, 8), u16_at(b, 10)) else { return Err("short greeting") };
+        let (Some(version), Some(slot)) = (u16_at(b, 8), u16_at(b, 10)) else { return Err("short greeting") };
         if version != VERSION {
             return Err("another version of links");
         }
         let word = |i: usize| u64_at(b, 12 + 8 * i).ok_or("short greeting");
-        let hello = Hello { name: word(1)?, peer: word(2)?, received: word(3)? };
-        Ok(Self { node, cluster: word(0)?, hello })
+        let hello = Hello { name: word(2)?, peer: word(3)?, received: word(4)? };
+        Ok(Self { slot, incarnation: word(0)?, cluster: word(1)?, hello })
     }
 }
 
@@ -74,6 +76,20 @@ pub struct Head {
 
 /// Marks the beginning of a connection.
 pub const BEGIN: u16 = u16::MAX;
+/// Marks a beat: the sender's time is in the head.
+pub const BEAT: u16 = u16::MAX - 1;
+
+/// The body of a beat: the receiver's time, given back, and the version of the members that the sender has read.
+#[must_use]
+pub fn beat_body(ours_ms: u64, version: u64) -> Vec<u8> {
+    [ours_ms.to_le_bytes(), version.to_le_bytes()].concat()
+}
+
+/// What a beat says.
+#[must_use]
+pub fn beat_of(body: &[u8]) -> Option<(u64, u64)> {
+    Some((u64_at(body, 0)?, u64_at(body, 8)?))
+}
 
 impl Head {
     /// Appends it.
@@ -120,7 +136,7 @@ mod tests {
         #[test]
         fn bytes(node: u16, words: [u64; 4], n: u64, len in 0..BODY_MAX as u32, rubbish: Vec<u8>) {
             let hello = Hello { name: words[1], peer: words[2], received: words[3] };
-            let greeting = Greeting { node, cluster: words[0], hello };
+            let greeting = Greeting { slot: node, incarnation: n, cluster: words[0], hello };
             prop_assert_eq!(greeting.encode().len(), GREETING);
             prop_assert_eq!(Greeting::decode(&greeting.encode()), Ok(greeting));
             let head = Head { len, n, received: words[0], now_ms: words[1], from: node, to: node ^ 1 };
@@ -129,7 +145,8 @@ mod tests {
             prop_assert_eq!(bytes.len(), HEAD);
             prop_assert_eq!(Head::decode(&bytes), Ok(Some(head)));
             prop_assert_eq!(Head::decode(&bytes[..HEAD - 1]), Ok(None));
-            let _ = (Greeting::decode(&rubbish), Head::decode(&rubbish));
+            prop_assert_eq!(beat_of(&beat_body(n, words[0])), Some((n, words[0])));
+            let _ = (Greeting::decode(&rubbish), Head::decode(&rubbish), beat_of(&rubbish));
         }
     }
 }

@@ -1,13 +1,17 @@
 //! Node to node: batches of one lane for one lane of another node, in order, once, also when the connection between the
 //! nodes breaks and comes back. It knows nothing of MQTT and nothing of what the bytes mean.
 //!
-//! `flow` is the state machine, `frame` the bytes, `thread` the sockets. Which node is a member, and when one has to be
+//! `flow` is the state machine of a connection, `pulse` says who has answered, `frame` the bytes,
+//! `desk` the door, `thread` the sockets. Which node is a member, and when one has to be
 //! forgotten, is decided elsewhere.
 
+mod desk;
 mod flow;
 mod frame;
+mod pulse;
 mod thread;
 
+pub use desk::{Event, Links, Member, Site};
 pub use flow::{Broken, Flow, Hello, Welcome};
 pub use frame::{Greeting, Head};
-pub use thread::{Event, Links, Node, Site};
+pub use pulse::{ALONE, ANSWER_MS, Beat, Pulse};

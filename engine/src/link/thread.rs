@@ -3,18 +3,19 @@
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use mio::net::{TcpListener, TcpStream};
-use mio::{Events, Interest, Poll, Token, Waker};
+use mio::{Events, Interest, Poll, Token};
 
+use super::desk::{Desk, Event, Inbox, Letter, Member, Site, Tell};
 use super::flow::Flow;
-use super::frame::{BEGIN, GREETING, Greeting, HEAD, Head};
+use super::frame::{BEAT, BEGIN, GREETING, Greeting, HEAD, Head, beat_body, beat_of};
+use super::pulse::Pulse;
 
-const WAKER: Token = Token(0);
+pub(super) const WAKER: Token = Token(0);
 const LISTENER: Token = Token(1);
 const SOCKETS: usize = 2;
 /// Ends say that they are there so often.
@@ -25,157 +26,22 @@ const SILENCE: Duration = Duration::from_millis(1_500);
 const REDIAL: Duration = Duration::from_millis(100);
 const READ_BYTES: usize = 256 * 1024;
 
-/// A node that others can reach.
-#[derive(Debug, Clone)]
-pub struct Node {
-    /// Where it listens for links.
-    pub address: SocketAddr,
-}
-
-/// What a node is told of the others.
-#[derive(Debug, Clone)]
-pub struct Site {
-    /// All nodes; a node's number is its position.
-    pub nodes: Vec<Node>,
-    /// This one.
-    pub me: u16,
-    /// Fingerprint of the cluster: nodes with another one are refused.
-    pub cluster: u64,
-    /// A node that is not heard for so long is forgotten, milliseconds.
-    pub forget_after_ms: u64,
-}
-
-/// What happens on the links.
-#[derive(Debug)]
-pub enum Event {
-    /// The node is there, and remembers nothing of what was said before; how often it has come.
-    Up(u16, u32),
-    /// It is forgotten: what was said to it and not confirmed never counts.
-    Down(u16),
-    /// A batch, with the sender's engine time.
-    Batch {
-        /// The sending lane's place.
-        from: u16,
-        /// The receiving one's.
-        to: u16,
-        /// Engine time of the sender, milliseconds.
-        now_ms: u64,
-        /// What it said.
-        bytes: Vec<u8>,
-    },
-}
-
-type Tell = Box<dyn Fn(Event) + Send>;
-
-struct Letter {
-    node: u16,
-    turn: u32,
-    from: u16,
-    to: u16,
-    now_ms: u64,
-    bytes: Vec<u8>,
-}
-
-#[derive(Default)]
-struct Inbox {
-    letters: Vec<Letter>,
-    ending: bool,
-}
-
-struct Desk {
-    inbox: Mutex<Inbox>,
-    waker: Waker,
-    /// Bytes that wait or are not confirmed, of the worst link.
-    backlog: AtomicUsize,
-}
-
-/// The links of this node.
-pub struct Links {
-    desk: Arc<Desk>,
-    thread: Mutex<Option<JoinHandle<()>>>,
-}
-
-impl std::fmt::Debug for Links {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Links").field("backlog", &self.backlog()).finish_non_exhaustive()
-    }
-}
-
-impl Links {
-    /// Listens, dials, and tells what happens.
-    ///
-    /// # Errors
-    /// The address is taken, or the operating system refuses.
-    pub fn start(site: Site, tell: Tell) -> io::Result<Self> {
-        let poll = Poll::new()?;
-        let waker = Waker::new(poll.registry(), WAKER)?;
-        let desk = Arc::new(Desk { inbox: Mutex::default(), waker, backlog: AtomicUsize::new(0) });
-        let address = site.nodes.get(usize::from(site.me)).map(|n| n.address);
-        let address = address.ok_or_else(|| io::Error::other("this node is not among the nodes"))?;
-        let mut listener = TcpListener::bind(address)?;
-        poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
-        let now = Instant::now();
-        let peers = site.nodes.iter().map(|_| Peer::new(now)).collect();
-        let sockets = HashMap::new();
-        let mut work =
-            Work { site, tell, poll, listener, desk: Arc::clone(&desk), peers, sockets, next_token: SOCKETS };
-        let thread = std::thread::Builder::new().name("links".to_owned()).spawn(move || work.run())?;
-        Ok(Self { desk, thread: Mutex::new(Some(thread)) })
-    }
-
-    /// Leaves a batch for a lane of a node. `turn` is that of the last `Up`: what was meant for an earlier one is forgotten.
-    pub fn post(&self, node: u16, turn: u32, from: u16, to: u16, now_ms: u64, bytes: Vec<u8>) {
-        let first = self.desk.inbox.lock().is_ok_and(|mut inbox| {
-            inbox.letters.push(Letter { node, turn, from, to, now_ms, bytes });
-            inbox.letters.len() == 1
-        });
-        if first {
-            let _ = self.desk.waker.wake();
-        }
-    }
-
-    /// Bytes that the slowest of the nodes has not confirmed.
-    #[must_use]
-    pub fn backlog(&self) -> usize {
-        self.desk.backlog.load(Ordering::Relaxed)
-    }
-
-    /// Ends the thread and every connection.
-    pub fn close(&self) {
-        if let Ok(mut inbox) = self.desk.inbox.lock() {
-            inbox.ending = true;
-        }
-        let _ = self.desk.waker.wake();
-        if let Some(thread) = self.thread.lock().ok().and_then(|mut t| t.take()) {
-            let _ = thread.join();
-        }
-    }
-}
-
-impl Drop for Links {
-    fn drop(&mut self) {
-        self.close();
-    }
-}
-
 /// A node as this one sees it.
 struct Peer {
+    incarnation: u64,
+    address: SocketAddr,
     flow: Flow,
     /// Its connection, once both have greeted.
     token: Option<Token>,
-    up: bool,
-    /// How often it has come.
-    turn: u32,
-    heard: Instant,
     dialled: Instant,
     /// A connection of ours is in the making.
     dialling: Option<Token>,
 }
 
 impl Peer {
-    fn new(now: Instant) -> Self {
-        let flow = Flow::new(fresh_name());
-        Self { flow, token: None, up: false, turn: 0, heard: now, dialled: now - REDIAL, dialling: None }
+    fn new(member: &Member, now: Instant) -> Self {
+        let Member { incarnation, address, .. } = *member;
+        Self { incarnation, address, flow: Flow::new(fresh_name()), token: None, dialled: now - REDIAL, dialling: None }
     }
 }
 
@@ -190,18 +56,22 @@ struct Socket {
     out: Vec<u8>,
     out_at: usize,
     heard: Instant,
-    spoke: Instant,
 }
 
-struct Work {
+pub(super) struct Work {
     site: Site,
     tell: Tell,
     poll: Poll,
     listener: TcpListener,
     desk: Arc<Desk>,
-    peers: Vec<Peer>,
+    peers: HashMap<u16, Peer>,
     sockets: HashMap<Token, Socket>,
     next_token: usize,
+    pulse: Pulse,
+    /// Of the members.
+    version: u64,
+    /// When this node told its time last.
+    beaten: Instant,
 }
 
 fn fresh_name() -> u64 {
@@ -211,7 +81,15 @@ fn fresh_name() -> u64 {
 }
 
 impl Work {
-    fn run(&mut self) {
+    pub(super) fn new(site: Site, tell: Tell, poll: Poll, desk: Arc<Desk>) -> io::Result<Self> {
+        let mut listener = TcpListener::bind(site.me.address)?;
+        poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
+        let (peers, sockets, pulse) = (HashMap::new(), HashMap::new(), Pulse::default());
+        let (version, beaten, next_token) = (0, Instant::now(), SOCKETS);
+        Ok(Self { site, tell, poll, listener, desk, peers, sockets, next_token, pulse, version, beaten })
+    }
+
+    pub(super) fn run(&mut self) {
         let mut events = Events::with_capacity(256);
         let mut buffer = vec![0; READ_BYTES];
         loop {
@@ -247,7 +125,7 @@ impl Work {
         self.poll.registry().register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
         let now = Instant::now();
         let (input, out) = (Vec::new(), Vec::new());
-        let socket = Socket { stream, peer: None, welcome: None, input, out, out_at: 0, heard: now, spoke: now };
+        let socket = Socket { stream, peer: None, welcome: None, input, out, out_at: 0, heard: now };
         self.sockets.insert(token, socket);
         Ok(token)
     }
@@ -260,41 +138,66 @@ impl Work {
 
     fn dial(&mut self) {
         let now = Instant::now();
-        for number in self.site.me + 1..u16::try_from(self.site.nodes.len()).unwrap_or(0) {
-            let at = usize::from(number);
-            let (Some(peer), Some(node)) = (self.peers.get(at), self.site.nodes.get(at)) else { continue };
-            if peer.token.is_some() || peer.dialling.is_some() || now < peer.dialled + REDIAL {
-                continue;
+        let due = |(slot, p): &(&u16, &Peer)| {
+            **slot > self.site.me.slot && p.token.is_none() && p.dialling.is_none() && now >= p.dialled + REDIAL
+        };
+        let due: Vec<(u16, SocketAddr)> = self.peers.iter().filter(due).map(|(s, p)| (*s, p.address)).collect();
+        for (slot, address) in due {
+            if let Some(peer) = self.peers.get_mut(&slot) {
+                peer.dialled = now;
             }
-            let Ok(token) = TcpStream::connect(node.address).and_then(|stream| self.adopt(stream)) else { continue };
-            let greeting = self.greeting(number);
+            let Ok(token) = TcpStream::connect(address).and_then(|stream| self.adopt(stream)) else { continue };
+            let greeting = self.greeting(slot);
             if let Some(socket) = self.sockets.get_mut(&token) {
                 socket.out = greeting;
-                socket.peer = Some(number);
+                socket.peer = Some(slot);
             }
-            if let Some(peer) = self.peers.get_mut(at) {
+            if let Some(peer) = self.peers.get_mut(&slot) {
                 peer.dialling = Some(token);
-                peer.dialled = now;
             }
         }
     }
 
-    fn greeting(&self, number: u16) -> Vec<u8> {
-        let hello = self.peers.get(usize::from(number)).map(|p| p.flow.hello()).unwrap_or_default();
-        Greeting { node: self.site.me, cluster: self.site.cluster, hello }.encode()
+    fn greeting(&self, slot: u16) -> Vec<u8> {
+        let hello = self.peers.get(&slot).map(|p| p.flow.hello()).unwrap_or_default();
+        let Member { slot, incarnation, .. } = self.site.me;
+        Greeting { slot, incarnation, cluster: self.site.cluster, hello }.encode()
     }
 
     fn drop_socket(&mut self, token: Token) {
         let Some(mut socket) = self.sockets.remove(&token) else { return };
         let _ = self.poll.registry().deregister(&mut socket.stream);
-        if let Some(peer) = socket.peer.and_then(|n| self.peers.get_mut(usize::from(n))) {
-            if peer.token == Some(token) {
-                peer.token = None;
-            }
-            if peer.dialling == Some(token) {
-                peer.dialling = None;
-            }
+        if let Some(peer) = socket.peer.and_then(|slot| self.peers.get_mut(&slot)) {
+            peer.token.take_if(|t| *t == token);
+            peer.dialling.take_if(|t| *t == token);
         }
+    }
+
+    /// Who left, or was replaced by another start of itself, is forgotten with everything that was said.
+    fn set_members(&mut self, version: u64, members: &[Member]) {
+        let now = Instant::now();
+        let me = self.site.me;
+        self.version = version;
+        let others = || members.iter().filter(|m| m.slot != me.slot);
+        let stays = |slot: u16, p: &Peer| others().any(|m| m.slot == slot && m.incarnation == p.incarnation);
+        let gone: Vec<u16> = self.peers.iter().filter(|(slot, p)| !stays(**slot, p)).map(|(slot, _)| *slot).collect();
+        for slot in &gone {
+            let tokens: Vec<Token> =
+                self.sockets.iter().filter(|(_, s)| s.peer == Some(*slot)).map(|(t, _)| *t).collect();
+            tokens.into_iter().for_each(|token| self.drop_socket(token));
+            self.peers.remove(slot);
+        }
+        let fresh: Vec<(u16, bool)> = others().map(|m| (m.slot, !self.peers.contains_key(&m.slot))).collect();
+        for member in others() {
+            self.peers.entry(member.slot).or_insert_with(|| Peer::new(member, now)).address = member.address;
+        }
+        let counted = members.iter().any(|m| m.slot == me.slot && m.incarnation == me.incarnation);
+        self.pulse.set_members(counted, fresh.into_iter(), (self.site.now_ms)());
+        self.note_majority();
+    }
+
+    fn note_majority(&self) {
+        self.desk.majority_ms.store(self.pulse.majority_ms(), Ordering::Release);
     }
 
     // ---- reading
@@ -347,24 +250,22 @@ impl Work {
         if greeting.cluster != self.site.cluster {
             return Err("a node of another cluster");
         }
-        let (number, at) = (greeting.node, usize::from(greeting.node));
-        if number == self.site.me || self.sockets.get(&token).is_some_and(|s| s.peer.is_some_and(|p| p != number)) {
+        let slot = greeting.slot;
+        if self.sockets.get(&token).is_some_and(|s| s.peer.is_some_and(|p| p != slot)) {
             return Err("not the node that was meant");
         }
-        let answer = self.greeting(number);
-        let Some(peer) = self.peers.get_mut(at) else { return Err("an unknown node") };
+        let answer = self.greeting(slot);
+        let Some(peer) = self.peers.get_mut(&slot).filter(|p| p.incarnation == greeting.incarnation) else {
+            return Err("not a member");
+        };
         let older = peer.token.replace(token).filter(|t| *t != token);
         let dialled = peer.dialling.take_if(|t| *t == token).is_some();
         let welcome = peer.flow.welcome(&greeting.hello);
-        peer.heard = Instant::now();
-        let was_up = std::mem::replace(&mut peer.up, true);
-        peer.turn += u32::from(welcome.new);
-        let turn = peer.turn;
         if let Some(socket) = self.sockets.get_mut(&token) {
             if !dialled {
                 socket.out.extend(answer);
             }
-            socket.peer = Some(number);
+            socket.peer = Some(slot);
             socket.welcome = Some(welcome.new);
             Head { n: welcome.first, from: BEGIN, to: BEGIN, ..Head::default() }.encode(&mut socket.out);
             for (_, bytes) in peer.flow.again() {
@@ -374,46 +275,54 @@ impl Work {
         if let Some(older) = older {
             self.drop_socket(older);
         }
+        self.beaten = Instant::now() - HEARTBEAT;
         if welcome.new {
-            if was_up {
-                (self.tell)(Event::Down(number));
-            }
-            (self.tell)(Event::Up(number, turn));
+            (self.tell)(Event::Up(slot, greeting.incarnation));
         }
         Ok(())
     }
 
     fn frame(&mut self, token: Token, head: &Head, body: &[u8]) -> Result<(), &'static str> {
         let Some(socket) = self.sockets.get_mut(&token) else { return Ok(()) };
-        let Some(number) = socket.peer else { return Err("a frame before the greeting") };
-        let Some(peer) = self.peers.get_mut(usize::from(number)) else { return Err("an unknown node") };
+        let Some(slot) = socket.peer else { return Err("a frame before the greeting") };
+        let Some(peer) = self.peers.get_mut(&slot) else { return Err("not a member") };
         if peer.token != Some(token) {
             return Err("an older connection");
         }
-        peer.heard = Instant::now();
+        self.pulse.heard(slot, (self.site.now_ms)());
         if head.from == BEGIN {
             let new = socket.welcome.replace(false).unwrap_or(false);
             return peer.flow.begin(head.n, new).map_err(|b| b.0);
         }
         peer.flow.confirm(head.received);
-        if head.n > 0 && peer.flow.receive(head.n).map_err(|b| b.0)? {
-            let Head { from, to, now_ms, .. } = *head;
-            (self.tell)(Event::Batch { from, to, now_ms, bytes: body.to_vec() });
+        if head.from == BEAT {
+            let (ours_ms, version) = beat_of(body).ok_or("a short beat")?;
+            self.pulse.beat(slot, head.now_ms, ours_ms, version);
+            self.note_majority();
+        } else if head.n > 0 && peer.flow.receive(head.n).map_err(|b| b.0)? {
+            let (Head { from, to, now_ms, .. }, incarnation) = (*head, peer.incarnation);
+            (self.tell)(Event::Batch { incarnation, from, to, now_ms, bytes: body.to_vec() });
         }
         Ok(())
     }
 
     // ---- writing
 
-    /// Numbers what lanes have left. True: the end.
+    /// Does what it was told, and numbers what lanes have left. True: the end.
     fn take_letters(&mut self) -> bool {
-        let (letters, ending) = match self.desk.inbox.lock() {
-            Ok(mut inbox) => (std::mem::take(&mut inbox.letters), inbox.ending),
+        let Inbox { letters, members, bound, ending } = match self.desk.inbox.lock() {
+            Ok(mut inbox) => std::mem::take(&mut *inbox),
             Err(_) => return true,
         };
+        if let Some((version, members)) = members {
+            self.set_members(version, &members);
+        }
+        if let Some(bound) = bound {
+            self.pulse.bind(&bound);
+        }
         for letter in letters {
-            let Some(peer) = self.peers.get_mut(usize::from(letter.node)).filter(|p| p.up) else { continue };
-            if letter.turn != peer.turn {
+            let Some(peer) = self.peers.get_mut(&letter.slot) else { continue };
+            if letter.incarnation != peer.incarnation {
                 continue;
             }
             let (n, received) = (peer.flow.next(), peer.flow.received());
@@ -427,31 +336,36 @@ impl Work {
             }
             peer.flow.send(frame);
         }
-        let most = self.peers.iter().map(|p| p.flow.unconfirmed_bytes()).max().unwrap_or(0);
+        let most = self.peers.values().map(|p| p.flow.unconfirmed_bytes()).max().unwrap_or(0);
         self.desk.backlog.store(most, Ordering::Relaxed);
         ending
     }
 
-    /// Says that this node is there, gives up who is silent, forgets who is gone.
+    /// Tells its time, confirms, and gives up connections that are silent.
     fn beat(&mut self) {
         let now = Instant::now();
         let silent: Vec<Token> =
             self.sockets.iter().filter(|(_, s)| now > s.heard + SILENCE).map(|(t, _)| *t).collect();
         silent.into_iter().for_each(|token| self.drop_socket(token));
-        for (number, peer) in (0..).zip(&mut self.peers) {
+        let due = now >= self.beaten + HEARTBEAT;
+        let now_ms = (self.site.now_ms)();
+        for (slot, peer) in &mut self.peers {
             let received = peer.flow.received();
-            if let Some(socket) = peer.token.and_then(|t| self.sockets.get_mut(&t)) {
-                let owes = peer.flow.owes_confirmation();
-                if owes || now > socket.spoke + HEARTBEAT {
-                    socket.spoke = now;
-                    peer.flow.confirmed_to_peer();
-                    Head { received, ..Head::default() }.encode(&mut socket.out);
-                }
-            } else if peer.up && now > peer.heard + Duration::from_millis(self.site.forget_after_ms) {
-                peer.up = false;
-                peer.flow.forget(fresh_name());
-                (self.tell)(Event::Down(number));
+            let Some(socket) = peer.token.and_then(|t| self.sockets.get_mut(&t)) else { continue };
+            if due {
+                let body = beat_body(self.pulse.answer(*slot), self.version);
+                let len = u32::try_from(body.len()).unwrap_or(0);
+                Head { len, received, now_ms, from: BEAT, to: BEAT, ..Head::default() }.encode(&mut socket.out);
+                socket.out.extend_from_slice(&body);
+                peer.flow.confirmed_to_peer();
+            } else if peer.flow.owes_confirmation() {
+                peer.flow.confirmed_to_peer();
+                Head { received, ..Head::default() }.encode(&mut socket.out);
             }
+        }
+        if due {
+            self.beaten = now;
+            (self.tell)(Event::Beats(self.version, self.pulse.beats(now_ms)));
         }
     }
 

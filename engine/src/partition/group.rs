@@ -198,11 +198,17 @@ impl Partition {
         }
     }
 
-    fn group_send(&self, uid: u64, d: Dispatch, out: &mut Effects) {
+    fn group_send(&mut self, uid: u64, d: Dispatch, out: &mut Effects) {
         let keeps = d.qos != QoS::AtMostOnce;
         let place = keeps.then_some(GroupPlace { partition: self.number, uid, index: d.index, n: d.n });
         let origin = if keeps { Origin { uid, n: d.n, answered: d.answered } } else { Origin::default() };
-        out.push(Effect::Dispatch(Dispatched { to: d.to, place, origin, message: d.message, qos: d.qos, id: d.id }));
+        let d = Dispatched { to: d.to, place, origin, message: d.message, qos: d.qos, id: d.id };
+        // in the log of another partition it must not be before it is in this one: another member could get it again
+        if keeps && self.rules.many_logs {
+            self.when_safe(Effect::Dispatch(d), out);
+        } else {
+            out.push(Effect::Dispatch(d));
+        }
     }
 
     // ---- the members' side

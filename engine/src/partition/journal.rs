@@ -86,6 +86,12 @@ impl Journal {
         self.count > 0
     }
 
+    /// Batches that were taken so far: the number of the next one.
+    #[must_use]
+    pub const fn batches(&self) -> u64 {
+        self.batch
+    }
+
     /// Bytes that wait to be taken.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -114,6 +120,11 @@ impl Journal {
     /// Numbers of batches are not used again by a partition that takes another's place.
     pub(super) fn go_on_after(&mut self, before: &Self) {
         self.batch = self.batch.max(before.batch);
+    }
+
+    /// Numbers of batches begin here: lower ones were used by this node before.
+    pub(super) fn begin_at(&mut self, batch: u64) {
+        self.batch = self.batch.max(batch);
     }
 
     fn take(&mut self, partition: u16) -> Option<Batch> {
@@ -197,7 +208,8 @@ impl Partition {
         }
     }
 
-    /// Everything up to this record is safe; the records of this batch begin at this address.
+    /// Everything up to this record is safe; the records of this batch begin at this address. 0: they cannot be read again one by
+    /// one, so bodies stay in memory.
     pub(super) fn made_safe(&mut self, number: u64, up_to: Position, address: u64, out: &mut Effects) {
         self.journal.safe = self.journal.safe.max(up_to);
         let (mut written, mut ready) = (Vec::new(), Vec::new());
@@ -207,8 +219,10 @@ impl Partition {
             let Some(s) = self.session_mut(session) else { continue };
             let waits = s.channel.is_some() && s.queue.waiting() > 0;
             let Some(entry) = s.queue.get_mut(w.index).filter(|e| e.needs_body()) else { continue };
-            entry.at = address + u64::from(w.offset);
-            written.push(w);
+            if address != 0 {
+                entry.at = address + u64::from(w.offset);
+                written.push(w);
+            }
             if waits {
                 ready.push(w.slot);
             }

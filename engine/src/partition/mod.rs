@@ -63,6 +63,8 @@ pub struct Rules {
     pub cache: Arc<BodyCache>,
     /// The disk takes nothing now: messages for persistent sessions are refused.
     pub disk_failing: Arc<AtomicBool>,
+    /// Each partition has a log of its own: what one wrote says nothing of what another did.
+    pub many_logs: bool,
 }
 
 /// What waits for the sessions of each user, all partitions together.
@@ -312,6 +314,11 @@ impl Partition {
     #[must_use]
     pub const fn next_uid(&self) -> u64 {
         self.next_uid
+    }
+
+    /// Numbers of batches begin here: lower ones were used by this node before.
+    pub fn set_next_batch(&mut self, number: u64) {
+        self.journal.begin_at(number);
     }
 
     /// Uids go on from here: a partition that is rebuilt must not give one twice.

@@ -1,10 +1,11 @@
-//! After a panic somewhere: a partition that takes the place of one whose volatile state is gone, and partitions whose
-//! groups or members were there.
+//! When state goes away: a partition that takes the place of one that was lost in a panic, one that belongs to another node
+//! now, and partitions whose groups or members were there.
 
-use super::{Effect, Effects, Partition};
-use crate::channel::SessionRef;
+use super::{Effect, Effects, Partition, Subscriber};
+use crate::channel::{SessionRef, Token};
 use crate::queue::GroupPlace;
 use crate::shared::Member;
+use crate::tree::Keyed;
 
 impl Partition {
     /// Takes the place of `before`: names that it gave are never given again, and what it kept counts no more.
@@ -14,15 +15,45 @@ impl Partition {
         let retained = before.state.retained.each().filter(|m| m.head().publisher != 0);
         let (count, bytes) = retained.fold((0, 0), |(count, bytes), m| (count + 1, bytes + m.len() as i64));
         self.rules.retained.shift(-count, -bytes);
-        let (mut messages, mut bytes) = before.wanted;
-        for (_, s) in before.state.each().filter(|(_, s)| before.journal.on && s.durable()) {
+        before.uncount_queues();
+        self.journal.go_on_after(&before.journal);
+    }
+
+    /// What waits in its queues counts no more.
+    fn uncount_queues(&self) {
+        let (mut messages, mut bytes) = self.wanted;
+        for (_, s) in self.state.each().filter(|(_, s)| self.journal.on && s.durable()) {
             let waits = s.queue.iter().filter(|(_, e)| e.needs_body()).count();
             messages -= waits as i64;
             bytes -= s.queue.bytes() as i64;
             s.user.iter().for_each(|user| user.shift(-(waits as i64), -(s.queue.bytes() as i64)));
         }
         self.rules.queued.shift(messages, bytes);
-        self.journal.go_on_after(&before.journal);
+    }
+
+    /// The partition belongs to another node now: the tree forgets what it wanted, and it counts no more. Returns the publishes
+    /// that were to be answered when they were safe.
+    pub fn retire(&mut self, out: &mut Effects) -> Vec<Token> {
+        for (slot, s) in self.state.each() {
+            let subscriber = Subscriber { partition: self.number, slot, ..Subscriber::default() };
+            for filter in s.subscriptions.keys().filter(|f| super::subscribe::group_name(f).is_none()) {
+                out.push(Effect::Unsubscribe { filter: filter.clone(), key: subscriber.key() });
+            }
+        }
+        for group in self.state.groups() {
+            let subscriber =
+                Subscriber { partition: self.number, slot: group.slot, group: true, ..Subscriber::default() };
+            out.push(Effect::Unsubscribe { filter: group.filter().into(), key: subscriber.key() });
+        }
+        let retained = self.state.retained.each().filter(|m| m.head().publisher != 0);
+        let (count, bytes) = retained.fold((0, 0), |(count, bytes), m| (count + 1, bytes + m.len() as i64));
+        self.rules.retained.shift(-count, -bytes);
+        self.uncount_queues();
+        let unanswered = self.held_back.iter().filter_map(|(_, effect)| match effect {
+            Effect::Answer { token, .. } => Some(*token),
+            _ => None,
+        });
+        unanswered.collect()
     }
 
     /// Sessions of these partitions are gone: they leave every group here, and what they had goes to other members.

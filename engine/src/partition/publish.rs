@@ -329,8 +329,9 @@ impl Partition {
         }
         let answered = self.session(session).and_then(|s| s.held.as_ref()).map_or(0, |h| h.answered());
         let origin = Origin { uid: session.uid, n, answered };
+        let held = Effect::Held { token, origin };
         // one log for all: the record lies before everything that the fan-out will write, and PUBREC waits for that
-        out.push(Effect::Held { token, origin });
+        if durable && self.rules.many_logs { self.when_safe(held, out) } else { out.push(held) }
     }
 
     /// PUBREL: PUBCOMP goes when the release is safe [MQTT-4.3.3-12].

@@ -73,7 +73,7 @@ fn publish(p: &mut Partition, session: SessionRef, qos: QoS, body: u64, origin: 
     let head = Head { qos, origin, publisher: 99, ..Head::default() };
     let payload = body.to_be_bytes();
     let inbound = Inbound::new(Message { head, topic: "t", props: &[], payload: &payload });
-    let token = Some(Token { connection: OTHER, number: body });
+    let token = Some(Token { connection: OTHER, number: body, ask: 0 });
     step(p, Input::Publish { message: &inbound, targets: &[target(session, QoS::ExactlyOnce)], token })
 }
 
@@ -109,7 +109,7 @@ fn effects_wait_until_records_are_safe() {
     let ack = |kind| Input::Ack { session, connection: ME, kind, id, reason: Reason::SUCCESS };
     assert!(step(&mut p, ack(AckKind::Pubrec)).is_empty());
     assert!(matches!(sync(&mut p)[..], [Effect::Pubrel { .. }]));
-    let token = Token { connection: ME, number: 0 };
+    let token = Token { connection: ME, number: 0, ask: 0 };
     assert!(matches!(step(&mut p, Input::Hold { session, id: 9, token })[..], [Effect::Held { .. }]), "one log");
     assert!(step(&mut p, Input::Release { session, connection: ME, id: 9, answer: true }).is_empty());
     assert!(matches!(sync(&mut p)[..], [Effect::Pubcomp { .. }]));

@@ -1,71 +1,144 @@
-//! This process as a node: its place among the others, and what its links tell the lanes.
+//! This process as a node: its place among the others, and what its links and the cluster's log tell the lanes.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Config, Shared};
+use serde_json::json;
+
+use super::{Config, MemberOrder, Shared};
 use crate::lane::LaneMessage;
-use crate::link::{Event, Links, Node, Site};
-use crate::ring::{Ring, siphash};
-use crate::settings::Settings;
+use crate::limits::NODES_MAX;
+use crate::link::{Event, Links, Member, Site};
+use crate::log::{ClusterLog, ClusterLogEvent, ClusterLogNotify, ClusterLogState};
+use crate::ring::{NODE_LANES_MAX, Ring, siphash};
+use crate::settings::{NatsSettings, Settings};
+
+/// Opens the log of a cluster. The engine knows no NATS: whoever starts it brings this.
+pub type OpenLog<'a> = &'a dyn Fn(&NatsSettings, ClusterLogNotify) -> Result<Arc<dyn ClusterLog>, String>;
 
 /// The ring as this node sees it.
 pub(super) fn ring(ring: Ring, settings: &Settings) -> Result<Ring, String> {
     let Some(cluster) = &settings.cluster else { return Ok(ring) };
-    let lanes: Vec<u16> = cluster.nodes.iter().map(|n| n.lanes).collect();
     if settings.data.is_some() {
         return Err("cluster: a node keeps nothing on its own disk: leave `data` out".to_owned());
     }
     if settings.key.is_none() {
         return Err("cluster: all nodes must have one `key`".to_owned());
     }
-    if lanes.get(usize::from(cluster.node)) != Some(&ring.lanes()) {
-        return Err(format!("cluster: node {} has another number of lanes among `nodes`", cluster.node));
+    if cluster.slot >= NODES_MAX {
+        return Err(format!("cluster: slot {} is too high: at most {NODES_MAX} nodes", cluster.slot));
     }
-    if lanes.iter().map(|n| usize::from(*n)).sum::<usize>() > 64 || lanes.contains(&0) {
-        return Err("cluster: all nodes together may have 64 lanes, and each at least one".to_owned());
+    if ring.lanes() > NODE_LANES_MAX {
+        return Err(format!("cluster: a node has at most {NODE_LANES_MAX} lanes"));
     }
-    let strange = cluster.owners.iter().any(|o| usize::from(*o) >= lanes.len());
-    if cluster.owners.len() != usize::from(ring.partitions()) || strange {
-        return Err("cluster: `owners` must name a node for each partition".to_owned());
-    }
-    Ok(ring.among(cluster.node, &lanes, &cluster.owners))
+    Ok(ring.among(cluster.slot))
 }
 
-/// Opens the links; what comes goes to the mailboxes of the lanes.
-pub(super) fn link(shared: &Arc<Shared>, config: &Config) -> Result<(), String> {
+/// Opens links and log; what comes goes to the mailboxes of the lanes.
+pub(super) fn link(shared: &Arc<Shared>, config: &Config, open: Option<OpenLog<'_>>) -> Result<(), String> {
     let Some(cluster) = &config.settings.cluster else { return Ok(()) };
-    let nodes: Vec<Node> = cluster.nodes.iter().map(|n| Node { address: n.address }).collect();
-    let layout = format!("{:?} {:?}", cluster.owners, cluster.nodes);
+    if let Some(nats) = &cluster.nats {
+        let open = open.ok_or("cluster: this engine was built without NATS")?;
+        let weak = Arc::downgrade(shared);
+        let notify: ClusterLogNotify = Arc::new(move |event| {
+            weak.upgrade().iter().for_each(|shared| tell_log(shared, event.clone()));
+        });
+        let _ = shared.cluster_log.set(open(nats, notify)?);
+    }
+    let clock = Arc::clone(&shared.clock);
     let site = Site {
-        nodes,
-        me: cluster.node,
-        cluster: siphash(shared.ring.key(), layout.as_bytes()),
-        forget_after_ms: cluster.forget_after_ms,
+        me: Member { slot: cluster.slot, incarnation: cluster.incarnation, address: cluster.links },
+        cluster: siphash(shared.ring.key(), b"link"),
+        now_ms: Box::new(move || clock.now_ms()),
     };
     let weak = Arc::downgrade(shared);
-    let tell = Box::new(move |event| {
-        let Some(shared) = weak.upgrade() else { return };
-        match event {
-            Event::Batch { from, to, now_ms, bytes } => {
-                shared.post(from, to, LaneMessage::Linked { from, now_ms, bytes });
-            }
-            Event::Up(node, turn) => tell_lanes(&shared, node, Some(turn)),
-            Event::Down(node) => tell_lanes(&shared, node, None),
-        }
-    });
-    let address = nodes_address(&site);
-    let links = Links::start(site, tell).map_err(|e| format!("cluster: links at {address}: {e}"))?;
+    let tell = Box::new(move |event| weak.upgrade().iter().for_each(|shared| tell_link(shared, &event)));
+    let links = Links::start(site, tell).map_err(|e| format!("cluster: links at {}: {e}", cluster.links))?;
     let _ = shared.links.set(links);
     Ok(())
 }
 
-fn nodes_address(site: &Site) -> String {
-    site.nodes.get(usize::from(site.me)).map_or_else(String::new, |n| n.address.to_string())
+fn tell_link(shared: &Arc<Shared>, event: &Event) {
+    match event {
+        Event::Batch { incarnation, from, to, now_ms, bytes } => {
+            let (from, incarnation, now_ms, bytes) = (*from, *incarnation, *now_ms, bytes.clone());
+            shared.post(from, *to, LaneMessage::Linked { from, incarnation, now_ms, bytes });
+        }
+        Event::Up(slot, incarnation) => {
+            for lane in 0..shared.ring.lanes() {
+                let place = shared.ring.place(lane);
+                shared.post(place, place, LaneMessage::Peer { slot: *slot, incarnation: *incarnation });
+            }
+            shared.events.push(json!({"event": "linked", "slot": slot, "incarnation": incarnation}));
+        }
+        Event::Beats(version, beats) => {
+            let nodes: Vec<_> = beats
+                .iter()
+                .map(|(slot, heard_ms, answered_ms, members)| {
+                    json!({"slot": slot, "heard_ms": heard_ms, "answered_ms": answered_ms, "members": members})
+                })
+                .collect();
+            shared.events.push(json!({"event": "links", "members": version, "nodes": nodes}));
+        }
+    }
 }
 
-fn tell_lanes(shared: &Shared, node: u16, turn: Option<u32>) {
-    for lane in 0..shared.ring.lanes() {
-        let place = shared.ring.place(lane);
-        shared.post(place, place, LaneMessage::Peer { node, turn });
+fn tell_log(shared: &Shared, event: ClusterLogEvent) {
+    let partition = match &event {
+        ClusterLogEvent::State(state) => {
+            let (state, why) = match state {
+                ClusterLogState::Ready => ("ready", Vec::new()),
+                ClusterLogState::Away(why) => ("away", vec![why.clone()]),
+                ClusterLogState::Unsuitable(why) => ("unsuitable", why.clone()),
+            };
+            return shared.events.push(json!({"event": "log", "state": state, "why": why}));
+        }
+        ClusterLogEvent::Safe { partition, .. }
+        | ClusterLogEvent::Read { partition, .. }
+        | ClusterLogEvent::Again { partition }
+        | ClusterLogEvent::ReadEnd { partition, .. }
+        | ClusterLogEvent::Last { partition, .. }
+        | ClusterLogEvent::Fenced { partition, .. }
+        | ClusterLogEvent::Resigned { partition, .. }
+        | ClusterLogEvent::Damaged { partition, .. }
+        | ClusterLogEvent::Full { partition, .. }
+        | ClusterLogEvent::Trimmed { partition, .. } => *partition,
+    };
+    let place = shared.ring.place(partition % shared.ring.lanes());
+    shared.post(place, place, LaneMessage::ClusterLog(event));
+}
+
+/// The members have changed: the lanes learn it before the links do.
+pub(super) fn set_members(shared: &Shared, version: u64, nodes: &[MemberOrder]) {
+    if let Ok(mut layout) = shared.layout.lock() {
+        layout.lanes = nodes.iter().map(|n| (n.slot, n.lanes)).collect();
+        layout.assign(&shared.ring);
+    }
+    let member = |n: &MemberOrder| Member { slot: n.slot, incarnation: n.incarnation, address: n.address };
+    if let Some(links) = shared.links.get() {
+        links.set_members(version, nodes.iter().map(member).collect());
+    }
+}
+
+/// The table has changed: homes first, then the lanes learn it.
+pub(super) fn set_homes(shared: &Shared, partitions: &[(i32, u32)]) {
+    if let Ok(mut layout) = shared.layout.lock() {
+        layout.owners = partitions.iter().map(|(slot, _)| u16::try_from(*slot).ok()).collect();
+        layout.assign(&shared.ring);
+    }
+}
+
+/// Who has what, and how many lanes each has: both are told apart.
+#[derive(Debug, Default)]
+pub(super) struct Layout {
+    lanes: HashMap<u16, u16>,
+    owners: Vec<Option<u16>>,
+}
+
+impl Layout {
+    fn assign(&self, ring: &Ring) {
+        for (partition, slot) in (0..).zip(&self.owners) {
+            ring.assign(partition, slot.and_then(|slot| Some((slot, *self.lanes.get(&slot)?))));
+        }
     }
 }

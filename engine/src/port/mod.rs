@@ -17,11 +17,12 @@ mod recovery;
 mod shared;
 
 pub use clock::Clock;
+pub use cluster::OpenLog;
 pub use data::{inspect, verify};
 pub use data_export::export;
 pub use data_import::import;
 pub use event::Events;
-pub use order::{Fault, Order};
+pub use order::{Fault, MemberOrder, Order};
 pub use shared::{Config, Shared};
 
 use recovery::Opened;
@@ -52,6 +53,14 @@ impl Engine {
     /// # Errors
     /// A text that says what was wrong, where, and what to do.
     pub fn start(settings: &str) -> Result<Self, String> {
+        Self::start_with(settings, None)
+    }
+
+    /// The same, with a way to open the log of a cluster.
+    ///
+    /// # Errors
+    /// A text that says what was wrong, where, and what to do.
+    pub fn start_with(settings: &str, open: Option<OpenLog<'_>>) -> Result<Self, String> {
         let settings: Settings = serde_json::from_str(settings).map_err(|e| format!("settings: {e}"))?;
         let lanes = match settings.lanes {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -88,13 +97,17 @@ impl Engine {
             recovered = opened.deal(&shared);
             opened.start(data, &mut shared)?;
         }
+        if config.settings.cluster.is_some() {
+            // deadlines stand in logs that other nodes read
+            shared.clock = Arc::new(Clock::resumed(clock::unix_ms(), None));
+        }
         let shared = Arc::new(shared);
         for (index, listener) in &listeners {
             let name = config.settings.listeners.get(usize::from(*index)).map_or("", |l| &l.name);
             shared.events.listening(name, listener.kind(), &listener.local_address());
         }
         let mut engine = Self { shared, lanes: Vec::new() };
-        cluster::link(&engine.shared, &config)?;
+        cluster::link(&engine.shared, &config, open)?;
         engine.start_lanes(&config, polls, listeners, recovered, resumed)?;
         while !engine.shared.all_ready() {
             if engine.lanes.iter().any(JoinHandle::is_finished) {
@@ -167,6 +180,18 @@ impl Engine {
                 }
                 Err(error) => self.shared.events.reloaded(Some(&error)),
             },
+            Order::Members { version, ref nodes } => {
+                self.broadcast(&order);
+                cluster::set_members(&self.shared, version, nodes);
+            }
+            Order::Table { ref partitions, .. } => {
+                if partitions.len() != usize::from(self.shared.ring.partitions()) {
+                    return Err(format!("table: {} partitions are needed", self.shared.ring.partitions()));
+                }
+                cluster::set_homes(&self.shared, partitions);
+                self.broadcast(&order);
+            }
+            Order::Bind { slots } => self.shared.links.get().into_iter().for_each(|l| l.bind(slots.clone())),
             Order::Publish { .. } => self.post(self.shared.ring.place(0), order),
             Order::Disconnect { ref client_id, .. } => {
                 let lane = self.shared.ring.home(self.shared.ring.partition(client_id));

@@ -13,6 +13,17 @@ const fn administrative() -> u8 {
     Reason::ADMINISTRATIVE.0
 }
 
+/// A node among the members.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the table is in docs/formats/door.md")]
+pub struct MemberOrder {
+    pub slot: u16,
+    pub incarnation: u64,
+    pub address: std::net::SocketAddr,
+    pub lanes: u16,
+}
+
 /// A command of `docs/formats/door.md`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case", deny_unknown_fields)]
@@ -72,6 +83,19 @@ pub enum Order {
     Export {
         id: u64,
         file: String,
+    },
+    Members {
+        version: u64,
+        nodes: Vec<MemberOrder>,
+    },
+    /// By partition: slot of its owner (-1 is nobody) and epoch.
+    Table {
+        version: u64,
+        partitions: Vec<(i32, u32)>,
+    },
+    /// These members are answered no more: this node has reported them silent.
+    Bind {
+        slots: Vec<u16>,
     },
     Stop {
         #[serde(default)]

@@ -63,6 +63,7 @@ impl Config {
             users: Arc::clone(&shared.users),
             cache: Arc::clone(&shared.cache),
             disk_failing: Arc::clone(&shared.disk_failing),
+            many_logs: shared.cluster_log.get().is_some(),
         }
     }
 
@@ -150,6 +151,10 @@ pub struct Shared {
     pub mailboxes: Arc<Vec<Mailbox>>,
     /// Towards Python.
     pub events: Arc<Events>,
+    /// Lanes of each node and owners of partitions, in a cluster.
+    pub(super) layout: Mutex<super::cluster::Layout>,
+    /// The log of a cluster.
+    pub cluster_log: std::sync::OnceLock<Arc<dyn crate::log::ClusterLog>>,
     /// To the other nodes, in a cluster.
     pub links: std::sync::OnceLock<crate::link::Links>,
     /// Password checks.
@@ -206,6 +211,8 @@ impl Shared {
             ring,
             mailboxes: Arc::new(mailboxes),
             events: Arc::new(Events::new()?),
+            layout: Mutex::default(),
+            cluster_log: std::sync::OnceLock::new(),
             links: std::sync::OnceLock::new(),
             workers: Workers::start(2, limits.auth_queue_max),
             clock: Arc::default(),

@@ -32,6 +32,10 @@ pub struct Replay {
     sent: HashMap<u32, u64, RandomState>,
     /// Receives no number twice: the highest uid seen.
     pub last_uid: u64,
+    /// Bodies stay in memory, as the log cannot be read at an address.
+    keeps_bodies: bool,
+    /// Bodies of queues that a checkpoint was about to write again, by session and index.
+    spare: HashMap<(u64, u64), Stored, RandomState>,
 }
 
 type Result = std::result::Result<Replayed, WireError>;
@@ -40,7 +44,28 @@ impl Replay {
     /// An empty state.
     #[must_use]
     pub fn new(partition: u16) -> Self {
-        Self { partition, state: State::default(), places: HashMap::default(), sent: HashMap::default(), last_uid: 0 }
+        Self {
+            partition,
+            state: State::default(),
+            places: HashMap::default(),
+            sent: HashMap::default(),
+            last_uid: 0,
+            keeps_bodies: false,
+            spare: HashMap::default(),
+        }
+    }
+
+    /// The same for a log of which single messages cannot be read later.
+    #[must_use]
+    pub fn with_bodies(partition: u16) -> Self {
+        Self { keeps_bodies: true, ..Self::new(partition) }
+    }
+
+    /// A checkpoint writes a queue before its bodies, and may have been cut off in between: the ones that were known are kept.
+    fn spare_bodies(&mut self, uid: u64) {
+        let Some(session) = self.place(uid).and_then(|slot| self.state.session(slot)) else { return };
+        let bodies = session.queue.iter().filter_map(|(index, e)| Some(((uid, index), e.body.clone()?)));
+        self.spare.extend(bodies);
     }
 
     /// Up to which index messages had been sent to a session that was not attached at the end.
@@ -191,6 +216,9 @@ impl Replay {
         let (session, sent) = r.session(self.partition)?;
         let uid = session.uid;
         self.last_uid = self.last_uid.max(uid);
+        if self.keeps_bodies {
+            self.spare_bodies(uid);
+        }
         self.forget_client(&session.client_id);
         let (client_id, expiry_s) = (session.client_id.clone(), session.expiry_s);
         let slot = self.state.apply(Record::SessionOpened { client_id: &client_id, uid, expiry_s, logged: true });
@@ -215,7 +243,10 @@ impl Replay {
         let Some(session) = self.place(uid).and_then(|slot| self.state.session_mut(slot)) else {
             return Ok(Replayed::Skipped);
         };
-        for (index, entry) in (first..).zip(entries) {
+        for (index, mut entry) in (first..).zip(entries) {
+            if self.keeps_bodies && entry.needs_body() {
+                entry.body = self.spare.remove(&(uid, index));
+            }
             session.queue.put(index, entry);
         }
         Ok(Replayed::Applied)
@@ -233,19 +264,23 @@ impl Replay {
             }
         }
         let len = m.message.topic.len() + m.message.props.len() + m.message.payload.len();
-        self.state.place(m.origin, None, u32::try_from(len).unwrap_or(u32::MAX), at, &to);
+        let body = (self.keeps_bodies && !to.is_empty()).then(|| Stored::new(&m.message));
+        let at = if self.keeps_bodies { 0 } else { at };
+        self.state.place(m.origin, body.as_ref(), u32::try_from(len).unwrap_or(u32::MAX), at, &to);
         Ok(if to.is_empty() { Replayed::Skipped } else { Replayed::Applied })
     }
 
     fn moved(&mut self, mut r: Reader<'_>, at: u64) -> Result {
-        r.message()?;
+        let m = r.message()?;
+        let body = self.keeps_bodies.then(|| Stored::new(&m.message));
         let n: usize = r.small()?;
         let mut done = Replayed::Skipped;
         for _ in 0..n {
             let (uid, index) = (r.uid(self.partition)?, r.v()?);
             let session = self.place(uid).and_then(|slot| self.state.session_mut(slot));
             if let Some(entry) = session.and_then(|s| s.queue.get_mut(index)).filter(|e| e.needs_body()) {
-                entry.at = at;
+                entry.at = if body.is_some() { 0 } else { at };
+                entry.body = body.clone().or(entry.body.take());
                 done = Replayed::Applied;
             }
         }

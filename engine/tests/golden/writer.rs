@@ -247,7 +247,7 @@ impl Broker {
 
     /// The number under which a publisher's QoS 2 message goes out.
     fn hold(&mut self, c: &Client, id: u16) -> Origin {
-        let token = Token { connection: c.connection, number: id.into() };
+        let token = Token { connection: c.connection, number: id.into(), ask: 0 };
         self.step(c.session.partition, Input::Hold { session: c.session, id, token });
         self.origin
     }

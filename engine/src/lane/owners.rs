@@ -1,0 +1,326 @@
+//! Who owns what, as the table says, and how a partition comes to this lane and leaves it (`30-cluster.md`, sections 1 to 5).
+//!
+//! A partition that comes: its log is fenced with the new epoch and read, its sessions and subscriptions are there again, then
+//! this lane *speaks* for it in its interest. When every member has confirmed that, it is *served*: sessions may be attached. One
+//! that goes is forgotten at once: whoever owns it next reads the log.
+
+use super::{Lane, LaneMessage};
+use crate::channel::Token;
+use crate::codec::Reason;
+use crate::interest::Delta;
+use crate::log::Fence;
+use crate::partition::{Effects, Input, Partition, Resumed};
+use crate::record::{Replay, make_uid};
+use crate::ring::{NODE_LANES_MAX, Ring};
+use crate::session::Attach;
+
+/// A CONNECT waits so long for an owner, milliseconds.
+const PARKED_MS: u64 = 5_000;
+/// Members of shared groups that were elsewhere have joined again by then.
+const SETTLE_MS: u64 = 5_000;
+/// So many partitions that were given away are remembered.
+const GIVEN_MAX: usize = 4_096;
+
+/// One partition in the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Owner {
+    /// Slot of its node.
+    pub slot: Option<u16>,
+    pub epoch: u32,
+}
+
+/// A partition on its way to this lane.
+#[derive(Debug)]
+pub(super) struct Taking {
+    pub epoch: u32,
+    /// What its log says; `None` once it is there and waits for the confirmations of this version.
+    pub replay: Option<Box<Replay>>,
+    pub version: u64,
+}
+
+/// A CONNECT that waits for an owner.
+#[derive(Debug)]
+pub(super) struct Parked {
+    pub since_ms: u64,
+    pub partition: u16,
+    pub attach: Box<Attach>,
+}
+
+impl Lane {
+    /// A newer table.
+    pub(super) fn on_table(&mut self, version: u64, owners: &[Owner]) {
+        let Some(fleet) = self.fleet.as_mut().filter(|f| f.table < version) else { return };
+        if fleet.table == 0 {
+            let epoch = |p: u16| owners.get(usize::from(p)).map_or(1, |o| o.epoch);
+            fleet.frozen.iter_mut().for_each(|f| f.require(epoch));
+        }
+        fleet.table = version;
+        self.interest.set_table(version);
+        let mut changed = Vec::new();
+        for (p, (old, new)) in (0..).zip(fleet.owners.iter_mut().zip(owners)) {
+            if old != new {
+                *old = *new;
+                changed.push((p, *new));
+            }
+        }
+        let numbers: Vec<u16> = changed.iter().map(|(p, _)| *p).collect();
+        self.freeze_moved(&numbers);
+        for p in &numbers {
+            self.give_away(*p);
+        }
+        self.orphan(&numbers);
+        for (p, owner) in changed {
+            let mine = owner.slot == Some(Ring::slot(self.number)) && self.is_lane_of(p);
+            if mine {
+                self.begin_taking(p, owner.epoch);
+            }
+        }
+        self.apply_early();
+        self.retry_parked();
+    }
+
+    fn is_lane_of(&self, partition: u16) -> bool {
+        partition % self.shared.ring.lanes() == self.number % NODE_LANES_MAX
+    }
+
+    fn begin_taking(&mut self, partition: u16, epoch: u32) {
+        let replay = self.shared.cluster_log.get().map(|_| Box::new(Replay::with_bodies(partition)));
+        let logged = replay.is_some();
+        if let Some(fleet) = &mut self.fleet {
+            fleet.taking.insert(partition, Taking { epoch, replay, version: 0 });
+        }
+        match self.shared.cluster_log.get().filter(|_| logged) {
+            Some(log) => log.fence(Fence { partition, epoch, ..Fence::default() }),
+            None => {
+                let mut fresh = Partition::new(partition, self.config.rules(&self.shared), 0);
+                fresh.set_next_uid(make_uid(partition, epoch, 1));
+                self.take(partition, epoch, fresh);
+            }
+        }
+    }
+
+    /// The log is fenced and read: the partition is there, and this lane speaks for it.
+    pub(super) fn take(&mut self, partition: u16, epoch: u32, fresh: Partition) {
+        if let Some(place) = self.partitions.get_mut(usize::from(partition)) {
+            *place = Some(Box::new(fresh));
+        }
+        let resumed = Resumed { incarnation: epoch, last: 0, ended_ms: self.now_ms, now_ms: self.now_ms };
+        let mut effects = Effects::new();
+        if let Some(p) = self.partition(partition) {
+            p.resume_all(resumed, &mut effects);
+        }
+        self.carry_out(&mut effects, None);
+        self.work();
+        let version = self.interest.announce(partition, epoch);
+        let number = self.number;
+        if let Some(fleet) = &mut self.fleet {
+            fleet.since.insert(partition, version);
+            fleet.settle.push((self.now_ms + SETTLE_MS, partition));
+            fleet.taking.insert(partition, Taking { epoch, replay: None, version });
+        }
+        self.speaks(partition, epoch, number);
+        self.note_partition_timers();
+        self.look_at_barriers();
+    }
+
+    /// Somebody speaks for a partition from now on.
+    fn speaks(&mut self, partition: u16, epoch: u32, place: u16) {
+        let known = self.fleet.as_mut().and_then(|f| f.known.get_mut(usize::from(partition)));
+        match known {
+            Some(known) if known.0 <= epoch => *known = (epoch, place),
+            _ => return,
+        }
+        self.thaw();
+        self.join_again(partition);
+    }
+
+    /// Sessions of this lane join the groups of a partition that has another owner now.
+    fn join_again(&mut self, partition: u16) {
+        let ring = self.shared.ring.clone();
+        let mut effects = self.spare_effects.pop().unwrap_or_default();
+        for p in self.partitions.iter().flatten() {
+            p.join_again(&|group| ring.partition(group) == partition, &mut effects);
+        }
+        self.carry_out(&mut effects, None);
+        self.spare_effects.push(effects);
+    }
+
+    /// What every member has confirmed is served.
+    pub(super) fn serve_confirmed(&mut self) {
+        let confirmed = self.interest.confirmed();
+        let Some(fleet) = &mut self.fleet else { return };
+        let ready = |(_, t): &(&u16, &Taking)| t.replay.is_none() && t.version != 0 && t.version <= confirmed;
+        let ready: Vec<(u16, u32)> = fleet.taking.iter().filter(ready).map(|(p, t)| (*p, t.epoch)).collect();
+        if ready.is_empty() {
+            return;
+        }
+        for (partition, epoch) in ready {
+            fleet.taking.remove(&partition);
+            self.shared.events.push(serde_json::json!({"event": "served", "partition": partition, "epoch": epoch}));
+        }
+        self.retry_parked();
+    }
+
+    /// The partition is not this lane's any more, if it was.
+    pub(super) fn give_away(&mut self, partition: u16) {
+        let Some(fleet) = &mut self.fleet else { return };
+        let coming = fleet.taking.remove(&partition);
+        let gone = self.partitions.get_mut(usize::from(partition)).and_then(Option::take);
+        if coming.is_none() && gone.is_none() {
+            return;
+        }
+        if let Some(log) = self.shared.cluster_log.get() {
+            log.release(partition);
+        }
+        fleet.since.remove(&partition);
+        fleet.walks.remove(&partition);
+        let Some(mut gone) = gone else { return };
+        fleet.batches.insert(partition, gone.journal().batches());
+        let mut effects = Effects::new();
+        let unanswered = gone.retire(&mut effects);
+        self.carry_out(&mut effects, None);
+        self.interest.withdraw(partition);
+        let version = self.interest.touch();
+        if let Some(fleet) = &mut self.fleet {
+            fleet.given.push_back((version, partition));
+            if fleet.given.len() > GIVEN_MAX {
+                fleet.given.pop_front();
+            }
+        }
+        for token in unanswered {
+            self.left_unanswered(token, partition);
+        }
+    }
+
+    /// A publish that the partition was to answer when it was safe.
+    fn left_unanswered(&mut self, token: Token, partition: u16) {
+        match self.late.get_mut(&token) {
+            Some(late) => {
+                late.missing.push(partition);
+                self.answer(token, crate::channel::Outcome::default());
+            }
+            None => self.close_unanswered(token.connection, Reason::SERVER_BUSY), // the client repeats it
+        }
+    }
+
+    /// Partitions that this lane has given away since the asker heard of its interest last.
+    pub(super) fn given_since(&self, known: u64) -> Vec<u16> {
+        let given = self.fleet.iter().flat_map(|f| f.given.iter().rev());
+        let mut given: Vec<u16> = given.take_while(|(version, _)| *version > known).map(|(_, p)| *p).collect();
+        given.retain(|p| !self.owns(*p));
+        given
+    }
+
+    // ---- what others say
+
+    pub(super) fn on_interest(&mut self, from: u16, delta: Delta) {
+        let Some(fleet) = &mut self.fleet else { return self.apply_interest(from, &delta) };
+        let waits = fleet.early.get(&from).is_some_and(|early| !early.is_empty());
+        if waits || delta.table > fleet.table {
+            return fleet.early.entry(from).or_default().push_back(delta);
+        }
+        self.apply_interest(from, &delta);
+    }
+
+    fn apply_interest(&mut self, from: u16, delta: &Delta) {
+        self.interest.apply(from, delta);
+        let sent = self.sent.clone();
+        self.send(from, LaneMessage::Confirm { version: delta.version, sent });
+        for (partition, epoch) in &delta.serves {
+            self.speaks(*partition, *epoch, from);
+        }
+    }
+
+    /// A newer table is in force: what named it counts now.
+    fn apply_early(&mut self) {
+        let Some(fleet) = &mut self.fleet else { return };
+        let table = fleet.table;
+        let mut ready = Vec::new();
+        for (from, early) in &mut fleet.early {
+            while early.front().is_some_and(|d| d.table <= table) {
+                ready.extend(early.pop_front().map(|delta| (*from, delta)));
+            }
+        }
+        for (from, delta) in ready {
+            self.apply_interest(from, &delta);
+        }
+    }
+
+    // ---- sessions that are asked for too early
+
+    /// Is the partition here, and known to be here by everybody?
+    pub(super) fn serves(&self, partition: u16) -> bool {
+        self.owns(partition) && self.fleet.as_ref().is_none_or(|f| !f.taking.contains_key(&partition))
+    }
+
+    /// A CONNECT for a partition that nobody serves at this moment.
+    pub(super) fn park(&mut self, partition: u16, attach: Box<Attach>) {
+        let since_ms = self.now_ms;
+        match &mut self.fleet {
+            Some(fleet) => {
+                fleet.parked.retain(|p| p.attach.connection != attach.connection);
+                fleet.parked.push(Parked { since_ms, partition, attach });
+            }
+            None => self.refuse_attach(&attach),
+        }
+    }
+
+    fn refuse_attach(&mut self, attach: &Attach) {
+        let (id, reason) = (attach.connection, Reason::SERVER_UNAVAILABLE);
+        if id.lane != self.number {
+            return self.tell_connection(id, super::ToConnection::Close { reason });
+        }
+        if self.connection(id).is_some_and(|c| c.stage == crate::connection::Stage::Attaching) {
+            self.refuse_connect(id.key as usize, reason);
+        }
+    }
+
+    /// The connection has gone meanwhile.
+    pub(super) fn unpark(&mut self, connection: crate::channel::ConnectionId) {
+        if let Some(fleet) = &mut self.fleet {
+            fleet.parked.retain(|p| p.attach.connection != connection);
+        }
+    }
+
+    pub(super) fn retry_parked(&mut self) {
+        let parked = self.fleet.as_mut().map(|f| std::mem::take(&mut f.parked)).unwrap_or_default();
+        for Parked { since_ms, partition, attach } in parked {
+            let home = self.shared.ring.home(partition);
+            if self.serves(partition) {
+                self.step(partition, Input::Attach(attach), None);
+            } else if home != self.number && attach.connection.lane == self.number && self.reaches(home) {
+                self.send_to_session(partition, super::ToSession::Attach(attach));
+            } else if self.now_ms > since_ms + PARKED_MS {
+                self.refuse_attach(&attach);
+            } else if let Some(fleet) = &mut self.fleet {
+                fleet.parked.push(Parked { since_ms, partition, attach });
+            }
+        }
+    }
+
+    /// What the cluster wants of a tick.
+    pub(super) fn tend_fleet(&mut self) {
+        if self.fleet.is_none() {
+            return;
+        }
+        self.settle_waiting();
+        let now_ms = self.now_ms;
+        if self.fleet.as_ref().is_some_and(|f| f.parked.iter().any(|p| now_ms > p.since_ms + PARKED_MS)) {
+            self.retry_parked();
+        }
+        let due = |f: &mut Box<super::fleet::Fleet>| -> Vec<u16> {
+            let calm = f.frozen.is_empty() && f.taking.is_empty();
+            let due = f.settle.iter().filter(|(at, _)| calm && *at <= now_ms).map(|(_, p)| *p).collect();
+            f.settle.retain(|(at, _)| !calm || *at > now_ms);
+            due
+        };
+        for partition in self.fleet.as_mut().map(due).unwrap_or_default() {
+            self.step(partition, Input::GroupsSettled, None);
+        }
+    }
+
+    /// Something has to be looked at soon though nothing may happen.
+    pub(super) fn fleet_waits(&self) -> bool {
+        self.fleet.as_ref().is_some_and(|f| !f.unsettled.is_empty() || !f.parked.is_empty() || !f.settle.is_empty())
+    }
+}

@@ -1,0 +1,178 @@
+//! The lane and the log of a cluster: each partition has a log of its own, fenced by its epoch (`30-cluster.md`, section 3).
+//!
+//! What a partition wrote in a tick is appended; what is safe comes back as an event. A partition that comes is read from its
+//! last checkpoint. A checkpoint is the whole state, bodies of queues included, written between live records; when it is safe,
+//! everything before it is given back.
+
+use super::Lane;
+use crate::log::{Appended, At, ClusterLogEvent, Emptied, Part, Walked};
+use crate::partition::{Input, Partition, Resumed, Walk};
+use crate::record::{Replay, next_record};
+
+/// A checkpoint begins when so much was written since the last one, and as much as that one was long.
+const CHECKPOINT_BYTES_MIN: usize = 4 * 1024 * 1024;
+/// Bytes of a checkpoint written in one tick.
+const WALK_BYTES: usize = 32 * 1024;
+/// Publishers wait while so much waits to be safe.
+pub(super) const BACKLOG_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// How far the log of a partition is from its last checkpoint.
+#[derive(Debug, Default)]
+pub(super) struct Walks {
+    /// Bytes written since the last one began.
+    since: usize,
+    /// How long that was.
+    last: usize,
+    walking: Option<Walking>,
+}
+
+/// A checkpoint under way.
+#[derive(Debug, Default)]
+struct Walking {
+    walk: Walk,
+    complete: bool,
+    /// Numbers of its first batch and of its last one.
+    first: u64,
+    end: u64,
+    /// Where it begins.
+    at: At,
+    bytes: usize,
+}
+
+impl Lane {
+    /// The end of a tick: some of a checkpoint, then what the partitions wrote.
+    pub(super) fn append_shared(&mut self) {
+        let Some(log) = self.shared.cluster_log.get().cloned() else { return };
+        let Some(fleet) = &mut self.fleet else { return };
+        for (number, partition) in (0..).zip(&mut self.partitions) {
+            let Some(partition) = partition.as_deref_mut() else { continue };
+            let walks = fleet.walks.entry(number).or_default();
+            if let Some(batch) = partition.take_batch() {
+                walks.since += batch.records.len();
+                log.append(batch);
+            }
+            if walks.walking.is_none() && walks.since > walks.last.max(CHECKPOINT_BYTES_MIN) {
+                let first = partition.journal().batches();
+                walks.since = 0;
+                walks.walking = Some(Walking { first, end: u64::MAX, ..Walking::default() });
+            }
+            let Some(walking) = walks.walking.as_mut().filter(|w| !w.complete) else { continue };
+            walking.complete =
+                partition.walk(&mut walking.walk, &Emptied::default(), &mut Walked::default(), WALK_BYTES);
+            walking.end = partition.journal().batches();
+            if let Some(batch) = partition.take_batch() {
+                walking.bytes += batch.records.len();
+                log.append(batch);
+            }
+        }
+    }
+
+    /// A checkpoint is being written: the next tick is wanted soon.
+    pub(super) fn walks_shared(&self) -> bool {
+        let walks = self.fleet.iter().flat_map(|f| f.walks.values());
+        walks.filter_map(|w| w.walking.as_ref()).any(|w| !w.complete)
+    }
+
+    pub(super) fn on_cluster_log(&mut self, event: ClusterLogEvent) {
+        match event {
+            ClusterLogEvent::Safe { partition, number, parts } => self.on_safe(partition, number, &parts),
+            ClusterLogEvent::Read { partition, appends } => self.replay(partition, &appends),
+            ClusterLogEvent::Again { partition } => {
+                if let Some(replay) = self.replaying(partition) {
+                    **replay = Replay::with_bodies(partition);
+                }
+            }
+            ClusterLogEvent::Fenced { partition, epoch, next, .. } => self.on_fenced_log(partition, epoch, next),
+            ClusterLogEvent::Resigned { partition, epoch } => {
+                self.give_away(partition);
+                self.orphan(&[partition]);
+                self.note("resigned", partition, &serde_json::json!({"epoch": epoch}));
+            }
+            ClusterLogEvent::Damaged { partition, why } => {
+                self.give_away(partition);
+                self.orphan(&[partition]);
+                self.note("log_damaged", partition, &serde_json::json!({"why": why}));
+            }
+            ClusterLogEvent::Full { partition, full } => {
+                self.shared.disk_failing.store(full, std::sync::atomic::Ordering::Relaxed);
+                self.note("log_full", partition, &serde_json::json!({"full": full}));
+            }
+            _ => {}
+        }
+    }
+
+    fn note(&self, event: &str, partition: u16, more: &serde_json::Value) {
+        let mut told = serde_json::json!({"event": event, "partition": partition});
+        if let (Some(told), Some(more)) = (told.as_object_mut(), more.as_object()) {
+            told.extend(more.clone());
+        }
+        self.shared.events.push(told);
+    }
+
+    fn replaying(&mut self, partition: u16) -> Option<&mut Box<Replay>> {
+        self.fleet.as_mut()?.taking.get_mut(&partition)?.replay.as_mut()
+    }
+
+    fn replay(&mut self, partition: u16, appends: &[Appended]) {
+        let Some(replay) = self.replaying(partition) else { return };
+        let mut wrong = None;
+        for append in appends {
+            let mut records = append.records.as_slice();
+            loop {
+                match next_record(&mut records) {
+                    Ok(None) => break,
+                    Ok(Some((body, true))) => match replay.record(body, 0) {
+                        Ok(_) => {}
+                        Err(error) => wrong = Some((append.at, error.0)),
+                    },
+                    Ok(Some((_, false))) => wrong = Some((append.at, "CRC is wrong")),
+                    Err(error) => {
+                        wrong = Some((append.at, error.0));
+                        break;
+                    }
+                }
+            }
+        }
+        if let Some((at, what)) = wrong {
+            self.shared.events.damaged(&format!("log of partition {partition}, append {at}"), what);
+        }
+    }
+
+    /// The epoch is in force and everything before it was read.
+    fn on_fenced_log(&mut self, partition: u16, epoch: u32, next: u64) {
+        let fleet = self.fleet.as_mut();
+        let taking = fleet.and_then(|f| f.taking.get_mut(&partition)).filter(|t| t.epoch == epoch);
+        let Some(replay) = taking.and_then(|t| t.replay.take()) else { return };
+        let (now_ms, last) = (self.now_ms, next.saturating_sub(1));
+        let resumed = Resumed { incarnation: epoch, last, ended_ms: now_ms, now_ms };
+        let mut fresh = Partition::recovered(partition, self.config.rules(&self.shared), *replay, resumed);
+        if let Some(number) = self.fleet.as_ref().and_then(|f| f.batches.get(&partition)) {
+            fresh.set_next_batch(*number);
+        }
+        self.take(partition, epoch, fresh);
+    }
+
+    fn on_safe(&mut self, partition: u16, number: u64, parts: &[Part]) {
+        let earlier = self.fleet.as_ref().and_then(|f| f.batches.get(&partition)).copied().unwrap_or(0);
+        let (Some(first), Some(last)) = (parts.first(), parts.last()) else { return };
+        if number < earlier || !self.owns(partition) {
+            return;
+        }
+        let up_to = last.first + u64::from(last.count) - 1;
+        self.step(partition, Input::Safe { number, up_to, address: 0 }, None);
+        let Some(walks) = self.fleet.as_mut().and_then(|f| f.walks.get_mut(&partition)) else { return };
+        let Some(walking) = &mut walks.walking else { return };
+        if number == walking.first {
+            walking.at = first.at;
+        }
+        if !walking.complete || number < walking.end {
+            return;
+        }
+        let (at, bytes) = (walking.at, walking.bytes);
+        (walks.walking, walks.last) = (None, bytes);
+        if let Some(log) = self.shared.cluster_log.get().filter(|_| at != 0) {
+            log.checkpoint(partition, at);
+            log.trim(partition, at);
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! The door of the links: what lanes and the engine leave here, and what the thread tells.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use mio::{Poll, Waker};
+
+use super::pulse::Beat;
+use super::thread::{WAKER, Work};
+
+/// Another node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Member {
+    /// Its slot.
+    pub slot: u16,
+    /// Which start of it.
+    pub incarnation: u64,
+    /// Where it listens for links.
+    pub address: SocketAddr,
+}
+
+/// This node.
+pub struct Site {
+    /// Its slot, start and address.
+    pub me: Member,
+    /// Fingerprint of the cluster: nodes with another one are refused.
+    pub cluster: u64,
+    /// Engine time, milliseconds.
+    pub now_ms: Box<dyn Fn() -> u64 + Send>,
+}
+
+/// What happens on the links.
+#[derive(Debug)]
+pub enum Event {
+    /// The node with this slot and incarnation can be talked to, and remembers nothing.
+    Up(u16, u64),
+    /// A batch, with the sender's engine time.
+    Batch {
+        /// Incarnation of the sending node.
+        incarnation: u64,
+        /// The sending lane's place.
+        from: u16,
+        /// The receiving one's.
+        to: u16,
+        /// Engine time of the sender, milliseconds.
+        now_ms: u64,
+        /// What it said.
+        bytes: Vec<u8>,
+    },
+    /// How all others are, about four times a second, with the version of the members.
+    Beats(u64, Vec<Beat>),
+}
+
+pub(super) type Tell = Box<dyn Fn(Event) + Send>;
+
+pub(super) struct Letter {
+    pub slot: u16,
+    pub incarnation: u64,
+    pub from: u16,
+    pub to: u16,
+    pub now_ms: u64,
+    pub bytes: Vec<u8>,
+}
+
+#[derive(Default)]
+pub(super) struct Inbox {
+    pub letters: Vec<Letter>,
+    pub members: Option<(u64, Vec<Member>)>,
+    pub bound: Option<Vec<u16>>,
+    pub ending: bool,
+}
+
+pub(super) struct Desk {
+    pub inbox: Mutex<Inbox>,
+    waker: Waker,
+    /// Bytes that wait or are not confirmed, of the worst link.
+    pub backlog: AtomicUsize,
+    /// See [`super::Pulse::majority_ms`].
+    pub majority_ms: AtomicU64,
+}
+
+/// The links of this node.
+pub struct Links {
+    desk: Arc<Desk>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl std::fmt::Debug for Links {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Links").field("backlog", &self.backlog()).finish_non_exhaustive()
+    }
+}
+
+impl Links {
+    /// Listens, dials, and tells what happens.
+    ///
+    /// # Errors
+    /// The address is taken, or the operating system refuses.
+    pub fn start(site: Site, tell: Tell) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let waker = Waker::new(poll.registry(), WAKER)?;
+        let (backlog, majority_ms) = (AtomicUsize::new(0), AtomicU64::new(0));
+        let desk = Arc::new(Desk { inbox: Mutex::default(), waker, backlog, majority_ms });
+        let mut work = Work::new(site, tell, poll, Arc::clone(&desk))?;
+        let thread = std::thread::Builder::new().name("links".to_owned()).spawn(move || work.run())?;
+        Ok(Self { desk, thread: Mutex::new(Some(thread)) })
+    }
+
+    fn tell(&self, change: impl FnOnce(&mut Inbox)) {
+        if let Ok(mut inbox) = self.desk.inbox.lock() {
+            change(&mut inbox);
+        }
+        let _ = self.desk.waker.wake();
+    }
+
+    /// These are the members from now on, this node among them unless it was voted out. Who is not among them is forgotten.
+    pub fn set_members(&self, version: u64, members: Vec<Member>) {
+        self.tell(|inbox| inbox.members = Some((version, members)));
+    }
+
+    /// These are answered no more: this node has reported them silent.
+    pub fn bind(&self, slots: Vec<u16>) {
+        self.tell(|inbox| inbox.bound = Some(slots));
+    }
+
+    /// Leaves a batch for a lane of a node; for another incarnation of it than the present one it is forgotten.
+    pub fn post(&self, slot: u16, incarnation: u64, from: u16, to: u16, now_ms: u64, bytes: Vec<u8>) {
+        let first = self.desk.inbox.lock().is_ok_and(|mut inbox| {
+            inbox.letters.push(Letter { slot, incarnation, from, to, now_ms, bytes });
+            inbox.letters.len() == 1
+        });
+        if first {
+            let _ = self.desk.waker.wake();
+        }
+    }
+
+    /// Engine time at which a majority of the members was surely there; see [`super::Pulse::majority_ms`].
+    #[must_use]
+    pub fn majority_ms(&self) -> u64 {
+        self.desk.majority_ms.load(Ordering::Acquire)
+    }
+
+    /// Bytes that the slowest of the nodes has not confirmed.
+    #[must_use]
+    pub fn backlog(&self) -> usize {
+        self.desk.backlog.load(Ordering::Relaxed)
+    }
+
+    /// Ends the thread and every connection.
+    pub fn close(&self) {
+        self.tell(|inbox| inbox.ending = true);
+        if let Some(thread) = self.thread.lock().ok().and_then(|mut t| t.take()) {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Links {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
