@@ -57,6 +57,9 @@ pub struct Extra {
     pub group: Option<GroupPlace>,
 }
 
+/// Address of a message that is safe in a log of which single messages cannot be read: its body stays in memory.
+pub const IN_MEMORY: u64 = 1;
+
 /// One message for one session. A million queues must fit: the body may be on disk only.
 #[derive(Debug)]
 pub struct Entry {

@@ -200,7 +200,7 @@ fn recorded() -> Recorder {
     r.write(&mut out);
     for n in 1..12 {
         let id = r.publish(session, n);
-        let token = Token { connection: ME, number: n };
+        let token = Token { connection: ME, number: n, ask: 0 };
         r.step(Input::Hold { session: other, id: n as u16, token });
         for kind in [AckKind::Pubrec, AckKind::Pubcomp].into_iter().filter(|_| n % 2 == 0) {
             r.step(Input::Ack { session, connection: ME, kind, id, reason: Reason::SUCCESS });

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import functools
 import ipaddress
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -219,6 +220,53 @@ class Sys:
 
 
 @dataclass(frozen=True)
+class Cluster:
+    """This node of a cluster; `roost cluster init` prints what belongs here."""
+
+    name: str = option("", "Name of the cluster: letters, digits, `_` and `-`.")
+    node: str = option("", "Name of this node: nobody else has it, and it keeps it.")
+    token: str = option("", "Join token that `roost cluster init` has printed.")
+    nats: tuple[str, ...] = option((), "Addresses of NATS, such as `nats://10.0.0.1:4222`.")
+    links: str = option("127.0.0.1:1885", "Address and port for the links of other nodes.")
+    advertise: str | None = option(None, "Where other nodes find `links`, if that is another address.")
+    advertise_mqtt: str | None = option(None, "Where clients find this node, to be shown; unset: the first listener.")
+    zone: str = option("", "Failure zone: a partition's standby is in another one if there is one.")
+    weight: float = option(1.0, "Share of the partitions, compared with other nodes.")
+    ack_default: str = option(
+        "durable",
+        "`replicated`: NATS may acknowledge before its disks have it, so a power cut of everything loses messages.",
+        choices=("durable", "replicated"),
+    )
+    assert_sync: bool = option(False, "You have seen to `sync_interval: always` on every nats-server.")
+    user: str | None = option(None, "User of NATS.")
+    password: str | None = option(None, "Password of that user.")
+    nats_token: str | None = option(None, "Token for NATS.")
+    nkey_file: str | None = option(None, "File with the seed of an NKey.")
+    credentials_file: str | None = option(None, "File with JWT and seed (`.creds`).")
+    ca_file: str | None = option(None, "Authority of the servers' certificates; makes TLS required.")
+    cert_file: str | None = option(None, "Client certificate for NATS.")
+    key_file: str | None = option(None, "Its key.")
+    system_user: str | None = option(None, "User of NATS's system account: shows whether NATS syncs.")
+    system_password: str | None = option(None, "Password of that user.")
+
+    def check(self) -> None:
+        """Raises ConfigError for what is missing or cannot be."""
+        for name in ("name", "node", "token"):
+            if not getattr(self, name):
+                raise ConfigError(
+                    f"cluster.{name}: is missing; `roost cluster init` prints it", option=f"cluster.{name}"
+                )
+        for name in ("name", "node"):
+            if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", getattr(self, name)):
+                text = f"cluster.{name}: letters, digits, `_` and `-` make a name, at most 64 of them"
+                raise ConfigError(text, option=f"cluster.{name}")
+        if not self.nats:
+            raise ConfigError("cluster.nats: is missing: where NATS is", option="cluster.nats")
+        if not 0 < self.weight < 1_000:
+            raise ConfigError(f"cluster.weight: {self.weight} is not above 0", option="cluster.weight")
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that a broker needs to run."""
 
@@ -234,6 +282,7 @@ class Config:
     admin: Admin = field(default_factory=Admin)
     log: Log = field(default_factory=Log)
     sys: Sys = field(default_factory=Sys)
+    cluster: Cluster | None = option(None, "This broker is a node of a cluster.")
 
     def engine_settings(self) -> dict[str, Any]:
         """The settings of engine/src/settings.rs; raises ConfigError where they would not be safe."""
@@ -398,6 +447,8 @@ class Reader:
             raise self.fail(name, f"true or false is needed, not {value!r}")
         if hint is int and (isinstance(value, bool) or not isinstance(value, int)):
             raise self.fail(name, f"a whole number is needed, not {value!r}")
+        if hint is float and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise self.fail(name, f"a number is needed, not {value!r}")
         if hint is str and not isinstance(value, str):
             raise self.fail(name, f"a text is needed, not {value!r}")
         low, high, choices = meta.get("low"), meta.get("high"), meta.get("choices")

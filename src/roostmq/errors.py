@@ -5,6 +5,10 @@ RoostError
 │   └── UnsupportedOption    an option that RoostMQ does not have and may not ignore
 ├── EngineError      the engine refuses: an address in use, a certificate that cannot be read
 ├── PlacementError   partitions cannot be placed so: no node left, a weight that is none, a plan of an older table
+├── StoreError       what is agreed on cannot be read or changed
+│   ├── StaleError           somebody else has changed it first: read it again and decide anew
+│   ├── UnavailableError     nobody answers; whether a change was made is not known: read it again later
+│   └── UnsuitableError      the operator's: NATS must not be used like this; never worth a retry as it is
 ├── ClosedError      the broker is stopped already
 └── TimedOut         a wait of the testing tools ended without what was waited for
 """
@@ -38,6 +42,22 @@ class EngineError(RoostError):
 
 class PlacementError(RoostError):
     """Partitions cannot be placed in this way; make the plan anew from the present table, or change what it says."""
+
+
+class StoreError(RoostError):
+    """What a cluster has agreed on cannot be read or changed."""
+
+
+class StaleError(StoreError):
+    """Compare-and-set: somebody else was first. Read again and decide anew."""
+
+
+class UnavailableError(StoreError):
+    """Nobody answers. A change that was under way may have been made or not: only reading it again tells."""
+
+
+class UnsuitableError(StoreError):
+    """NATS is there and must not be used like this; the text says what is wrong and what to do."""
 
 
 class ClosedError(RoostError):

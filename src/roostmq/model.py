@@ -81,6 +81,13 @@ class Member:
     """Oldest and newest version of records and links that it reads."""
     draining: bool = False
     """Shall own nothing any more: it serves until its partitions have moved."""
+    slot: int = 0
+    """Its number among the nodes of the cluster, 0 to 15: nobody else has it at the same time."""
+    lanes: int = 1
+    mqtt: str = ""
+    """host:port of its first listener, to be shown."""
+    admin: str = ""
+    """host:port of its admin port; empty: none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ def find_server() -> str | None:
 
 @pytest.mark.timeout(RUN_S + 60)
 @pytest.mark.xdist_group("nats")
-@pytest.mark.parametrize("target", ["place", "servers"])
+@pytest.mark.parametrize("target", ["cluster_log", "servers"])
 def test_the_log_on_real_servers(target: str) -> None:
     server = find_server()
     if server is None:

@@ -5,8 +5,9 @@
 //! everything before it is given back.
 
 use super::Lane;
-use crate::log::{Appended, At, ClusterLogEvent, Emptied, Part, Walked};
+use crate::log::{Appended, At, Batch, ClusterLogEvent, Emptied, Part, Walked};
 use crate::partition::{Input, Partition, Resumed, Walk};
+use crate::queue::IN_MEMORY;
 use crate::record::{Replay, next_record};
 
 /// A checkpoint begins when so much was written since the last one, and as much as that one was long.
@@ -39,6 +40,11 @@ struct Walking {
     bytes: usize,
 }
 
+/// A partition counts its records from 1, the log of a cluster from 0.
+fn counted_from_0(batch: Batch) -> Batch {
+    Batch { first: batch.first.saturating_sub(1), ..batch }
+}
+
 impl Lane {
     /// The end of a tick: some of a checkpoint, then what the partitions wrote.
     pub(super) fn append_shared(&mut self) {
@@ -49,7 +55,7 @@ impl Lane {
             let walks = fleet.walks.entry(number).or_default();
             if let Some(batch) = partition.take_batch() {
                 walks.since += batch.records.len();
-                log.append(batch);
+                log.append(counted_from_0(batch));
             }
             if walks.walking.is_none() && walks.since > walks.last.max(CHECKPOINT_BYTES_MIN) {
                 let first = partition.journal().batches();
@@ -62,7 +68,7 @@ impl Lane {
             walking.end = partition.journal().batches();
             if let Some(batch) = partition.take_batch() {
                 walking.bytes += batch.records.len();
-                log.append(batch);
+                log.append(counted_from_0(batch));
             }
         }
     }
@@ -143,7 +149,7 @@ impl Lane {
         let fleet = self.fleet.as_mut();
         let taking = fleet.and_then(|f| f.taking.get_mut(&partition)).filter(|t| t.epoch == epoch);
         let Some(replay) = taking.and_then(|t| t.replay.take()) else { return };
-        let (now_ms, last) = (self.now_ms, next.saturating_sub(1));
+        let (now_ms, last) = (self.now_ms, next);
         let resumed = Resumed { incarnation: epoch, last, ended_ms: now_ms, now_ms };
         let mut fresh = Partition::recovered(partition, self.config.rules(&self.shared), *replay, resumed);
         if let Some(number) = self.fleet.as_ref().and_then(|f| f.batches.get(&partition)) {
@@ -158,8 +164,8 @@ impl Lane {
         if number < earlier || !self.owns(partition) {
             return;
         }
-        let up_to = last.first + u64::from(last.count) - 1;
-        self.step(partition, Input::Safe { number, up_to, address: 0 }, None);
+        let up_to = last.first + u64::from(last.count);
+        self.step(partition, Input::Safe { number, up_to, address: IN_MEMORY }, None);
         let Some(walks) = self.fleet.as_mut().and_then(|f| f.walks.get_mut(&partition)) else { return };
         let Some(walking) = &mut walks.walking else { return };
         if number == walking.first {

@@ -6,7 +6,7 @@ use crate::codec::{AckKind, QoS, Reason};
 use crate::limits::Drop as DropReason;
 use crate::log::Wanted;
 use crate::message::{Origin, Stored};
-use crate::queue::{Queue, Stage, SubscriptionIds};
+use crate::queue::{IN_MEMORY, Queue, Stage, SubscriptionIds};
 use crate::record::{Delivery, Record};
 
 /// Most bytes that one step sends to one session; the rest follows after the connection has written them.
@@ -48,7 +48,7 @@ impl Partition {
             let unsafe_yet = durable && due.entry.at == 0;
             let waits = qos == QoS::ExactlyOnce || self.rules.deliver_after_safe && qos != QoS::AtMostOnce;
             let Some(message) = due.entry.body.clone() else {
-                if due.entry.at != 0 {
+                if due.entry.at > IN_MEMORY {
                     return self.fetch(slot, index, out);
                 }
                 self.drop_queued(slot, index, DropReason::Damaged, out);
@@ -112,7 +112,7 @@ impl Partition {
         let most = session.channel.map_or(1, |c| 2 * usize::from(c.window)).clamp(16, FETCH_MESSAGES);
         let missing = session.queue.iter().skip(from).take(most).filter(|(_, e)| e.needs_body());
         let wanted: Vec<Wanted> = missing
-            .filter(|(_, e)| e.body.is_none() && e.at != 0)
+            .filter(|(_, e)| e.body.is_none() && e.at > IN_MEMORY)
             .take_while(|(_, e)| {
                 let fits = bytes < FETCH_BYTES;
                 bytes += e.len as usize;

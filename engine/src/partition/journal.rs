@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::{Effects, Partition};
 use crate::channel::SessionRef;
 use crate::log::{Batch, Position};
+use crate::queue::IN_MEMORY;
 use crate::record::{Record, encode};
 
 /// Bytes of message bodies in memory that the disk has too, of all partitions together.
@@ -208,8 +209,8 @@ impl Partition {
         }
     }
 
-    /// Everything up to this record is safe; the records of this batch begin at this address. 0: they cannot be read again one by
-    /// one, so bodies stay in memory.
+    /// Everything up to this record is safe; the records of this batch begin at this address. [`IN_MEMORY`]: they cannot
+    /// be read again one by one, so bodies stay in memory.
     pub(super) fn made_safe(&mut self, number: u64, up_to: Position, address: u64, out: &mut Effects) {
         self.journal.safe = self.journal.safe.max(up_to);
         let (mut written, mut ready) = (Vec::new(), Vec::new());
@@ -219,7 +220,9 @@ impl Partition {
             let Some(s) = self.session_mut(session) else { continue };
             let waits = s.channel.is_some() && s.queue.waiting() > 0;
             let Some(entry) = s.queue.get_mut(w.index).filter(|e| e.needs_body()) else { continue };
-            if address != 0 {
+            if address == IN_MEMORY {
+                entry.at = IN_MEMORY;
+            } else {
                 entry.at = address + u64::from(w.offset);
                 written.push(w);
             }

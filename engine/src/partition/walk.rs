@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use super::Partition;
 use crate::log::{Emptied, Walked};
 use crate::message::Stored;
+use crate::queue::IN_MEMORY;
 use crate::record::{Moves, Record, encode_moved, encode_origin, encode_queue, encode_session, read_record};
 
 /// How far a checkpoint of one partition is.
@@ -79,7 +80,7 @@ impl Partition {
             let mut homeless = Vec::new();
             for (index, e) in s.queue.iter().filter(|(_, e)| e.needs_body()) {
                 let segment = (e.at >> 32) as u32;
-                if e.at == 0 {
+                if e.at <= IN_MEMORY {
                     homeless.push((index, e.body.clone()));
                 } else if emptied.contains_key(&segment) {
                     walk.moves.entry(e.at).or_default().push((slot, s.uid, index));

@@ -11,6 +11,7 @@ use super::wire::{kind, uid_parts};
 use super::{Delivery, Record, State};
 use crate::inflight::Window;
 use crate::message::Stored;
+use crate::queue::IN_MEMORY;
 
 /// What a record did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -265,7 +266,7 @@ impl Replay {
         }
         let len = m.message.topic.len() + m.message.props.len() + m.message.payload.len();
         let body = (self.keeps_bodies && !to.is_empty()).then(|| Stored::new(&m.message));
-        let at = if self.keeps_bodies { 0 } else { at };
+        let at = if self.keeps_bodies { IN_MEMORY } else { at };
         self.state.place(m.origin, body.as_ref(), u32::try_from(len).unwrap_or(u32::MAX), at, &to);
         Ok(if to.is_empty() { Replayed::Skipped } else { Replayed::Applied })
     }
@@ -279,7 +280,7 @@ impl Replay {
             let (uid, index) = (r.uid(self.partition)?, r.v()?);
             let session = self.place(uid).and_then(|slot| self.state.session_mut(slot));
             if let Some(entry) = session.and_then(|s| s.queue.get_mut(index)).filter(|e| e.needs_body()) {
-                entry.at = if body.is_some() { 0 } else { at };
+                entry.at = if body.is_some() { IN_MEMORY } else { at };
                 entry.body = body.clone().or(entry.body.take());
                 done = Replayed::Applied;
             }

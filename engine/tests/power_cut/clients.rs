@@ -179,7 +179,7 @@ impl World {
     fn publish_once(&mut self) {
         let Some((_, _, connection)) = self.online() else { return };
         let (number, topic) = (self.ask(None), self.r.below(TOPICS.len()));
-        let token = Token { connection, number: number as u64 };
+        let token = Token { connection, number: number as u64, ask: 0 };
         self.publish(number as u64, topic, token, Origin::default(), None);
     }
 
@@ -197,7 +197,7 @@ impl World {
         let c = &mut self.clients[i];
         let (session, connection) = (c.session.unwrap(), c.connection.unwrap());
         c.outgoing.entry(id).or_insert((self.asked.len() as u64, topic, false, false));
-        let token = Token { connection, number: self.ask(Some((i, id))) as u64 };
+        let token = Token { connection, number: self.ask(Some((i, id))) as u64, ask: 0 };
         self.step(i % PARTITIONS, Input::Hold { session, id, token }, None);
     }
 
@@ -273,7 +273,7 @@ impl World {
         let mut head = Head::default();
         (head.qos, head.retain, head.publisher) = (QoS::AtLeastOnce, true, 99);
         let message = Inbound::new(Message { head, topic: TOPICS[topic], props: &[], payload: &payload });
-        let token = Some(Token { connection, number: number as u64 });
+        let token = Some(Token { connection, number: number as u64, ask: 0 });
         self.step(topic % PARTITIONS, Input::Retain { message: &message, token }, None);
     }
 
@@ -308,7 +308,7 @@ impl World {
         for _ in 0..n {
             let number = self.ask(None);
             let connection = self.clients[0].connection.unwrap();
-            let token = Token { connection, number: number as u64 };
+            let token = Token { connection, number: number as u64, ask: 0 };
             self.publish(number as u64, 0, token, Origin::default(), None);
             if safe {
                 self.quiesce();

@@ -13,19 +13,25 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any
 
 from roostmq import engine
+from roostmq.adapters.join_token import read_token
+from roostmq.config import Cluster as ClusterOptions
 from roostmq.config import Config
 from roostmq.engine import Event, Settings
 from roostmq.errors import ConfigError, EngineError, RoostError
+from roostmq.model import Member
 from roostmq.runtime.link import Link, start
 from roostmq.runtime.sys_topics import SysTopics
 
 GRACE_S = 0.2
 EXPORT_S = 3600
 CONNECTION_LINES_MAX = 200  # each second; a storm is summed up in one line
+
+if TYPE_CHECKING:
+    from roostmq.runtime.cluster import Cluster
 
 Say = Callable[[str], None]
 Write = Callable[..., Any]
@@ -44,6 +50,12 @@ class Node:
         self._end = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._second, self._lines, self._hidden = 0, 0, 0
+        self.cluster: Cluster | None = None
+        self.address = ""
+        """host:port of the first listener."""
+        self.again = False
+        """It was voted out: the process has to begin anew."""
+        self._failure: BaseException | None = None
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises ConfigError or EngineError if it cannot start."""
@@ -52,9 +64,17 @@ class Node:
             loop.add_signal_handler(number, self._end.set)
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self.reload()))
         admin = self._bind_admin()
-        folder = self.config.durability.data_dir
-        self._say("data memory" if folder is None else f"data {folder}")
-        link = self.link = await self._open(self.config.engine_settings(), admin)
+        folder = None if self.config.cluster is not None else self.config.durability.data_dir
+        settings = self.config.engine_settings()
+        if self.config.cluster is not None:
+            self._say(f"data cluster {self.config.cluster.name}")
+            site = await self._prepare(self.config.cluster, admin)
+            if site is None:
+                return
+            settings |= site
+        else:
+            self._say("data memory" if folder is None else f"data {folder}")
+        link = self.link = await self._open(settings, admin)
         if link is None:
             return
         while link.drain():  # `listening` comes after what was found damaged
@@ -64,6 +84,9 @@ class Node:
             self._say(f"listening http {f'[{host}]' if ':' in host else host}:{port}")
         with self._pid_file():
             become_user(self.config.user, folder)
+            self._serve_admin(admin if self.cluster is not None else None)
+            if self.cluster is not None:
+                await self._join(self.cluster, admin)
             self.not_ready = None
             self._say("ready")
             notify("READY=1")
@@ -73,9 +96,65 @@ class Node:
             await self._end.wait()
             notify("STOPPING=1")
             self.not_ready = "stopping"
+            if self.cluster is not None and not self.again:
+                await self.cluster.leave()
             for task in self._tasks:
                 task.cancel()
             await link.stop(GRACE_S)
+            if self._failure is not None:
+                raise self._failure
+
+    async def _prepare(self, options: ClusterOptions, admin: socket.socket | None) -> Settings | None:
+        """Reach NATS and take a place in the cluster; None if told to end meanwhile."""
+        from roostmq.runtime.cluster import Cluster  # brings the client of NATS, which a single machine has not
+
+        options.check()
+        token = read_token(options.token)
+        self.cluster = Cluster(options, token, self.log, self._say)
+        self.not_ready = "waiting for NATS"
+        waiting = asyncio.ensure_future(self.cluster.prepare(self._end))
+        done, _ = await asyncio.wait({waiting}, timeout=1)
+        if not done:
+            self._serve_admin(admin)  # it says why it is not ready
+        return await waiting
+
+    async def _join(self, cluster: Cluster, admin: socket.socket | None) -> None:
+        """Become a member, and wait until this node serves what it shall; or until it is told to end."""
+        options = cluster.options
+        shown = f"{admin.getsockname()[0]}:{admin.getsockname()[1]}" if admin is not None else ""
+        me = Member(
+            cluster.node,
+            cluster.incarnation,
+            options.advertise or options.links,
+            options.zone,
+            options.weight,
+            slot=cluster.slot,
+            lanes=lanes_of(self.config),
+            mqtt=options.advertise_mqtt or self.address,
+            admin=shown,
+        )
+        self._spawn(self._keep(cluster.run(self._running().engine.submit, me)))
+        self.not_ready = "joining the cluster"
+        while not self._end.is_set():
+            self.not_ready = cluster.not_ready()
+            if self.not_ready is None:
+                return
+            notify(f"STATUS={self.not_ready}")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._end.wait(), 0.1)
+
+    async def _keep(self, loop: Coroutine[Any, Any, None]) -> None:
+        """The cluster's loop: when it ends, so does this process, to begin anew if it was only voted out."""
+        from roostmq.runtime.cluster import Resigned
+
+        try:
+            await loop
+        except Resigned:
+            self.log.warning("voted out of the cluster: begins anew")
+            self.again = True
+        except Exception as problem:
+            self._failure = problem
+        self._end.set()
 
     async def _open(self, settings: Settings, admin: socket.socket | None) -> Link | None:
         """Start the engine, saying once a second that it still reads its log; None if told to end meanwhile."""
@@ -192,8 +271,11 @@ class Node:
             await asyncio.sleep(interval_s)
 
     def _on_event(self, event: Event) -> None:
+        if self.cluster is not None and self.cluster.on_event(event):
+            return
         match event.name:
             case "listening":
+                self.address = self.address or event["address"]
                 self._say(f"listening {event['kind']} {event['address']}")
             case "connected" | "disconnected" | "refused":
                 self._connection_line(event)
@@ -234,6 +316,11 @@ class Node:
             self._hidden += 1
         else:
             self.log.info(event.name, **{k: v for k, v in event.fields.items() if v is not None})
+
+
+def lanes_of(config: Config) -> int:
+    """How many lanes the engine will have."""
+    return config.lanes or len(os.sched_getaffinity(0))
 
 
 def become_user(name: str | None, folder: str | None) -> None:

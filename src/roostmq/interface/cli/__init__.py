@@ -13,6 +13,8 @@ from roostmq.errors import RoostError
 
 COMMANDS = {
     "run": "run a broker",
+    "dev": "run a whole cluster on this machine",
+    "cluster": "make a cluster, look at it, ask it why",
     "pub": "publish a message",
     "sub": "subscribe and print messages",
     "passwd": "manage a password file",
@@ -76,6 +78,14 @@ def _run(name: str, words: list[str]) -> int:
         from roostmq.interface.cli import run
 
         return run.main(words)
+    if name == "dev":
+        from roostmq.interface.cli import dev
+
+        return dev.main(words)
+    if name == "cluster":
+        from roostmq.interface.cli import cluster
+
+        return cluster.main(words)
     if name == "bench":
         from roostmq.interface.cli import bench
 

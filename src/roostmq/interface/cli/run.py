@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,8 @@ def main(words: list[str]) -> int:
     gc.collect()
     gc.freeze()
     asyncio.run(node.run())
+    if node.again:
+        os.execv(sys.executable, sys.orig_argv)
     return 0
 
 

@@ -1,0 +1,74 @@
+"""What the acting member does with the table: the first owners, heirs of who is gone, and back to balance.
+
+A pure comparison of table and members, repeated until nothing is left to do: whatever was interrupted is seen again. Each
+result is for a compare-and-set on the table it was made from.
+
+Source: 30-cluster sections 1, 2, 7.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from roostmq.model import Epoch, Member, Members, NodeId, PartitionState, PartitionTable, Version
+from roostmq.policy.epochs import apply, take_over
+from roostmq.policy.ring import Ring
+from roostmq.policy.table import Move, Plan, plan
+
+MOVES_AT_ONCE = 4
+
+
+def next_table(table: PartitionTable, members: Members, ring: Ring, *, calm: bool, settled: bool) -> PartitionTable:
+    """The table after the next step; the same if nothing is to be done.
+
+    `calm`: no member has come or gone for a moment, so partitions without an owner are given out. `settled`: for longer, so
+    partitions may change owners although these live.
+    """
+    nodes = members.nodes
+    if not nodes:
+        return table
+    taken = take_over(table, nodes, ring, _load(table, nodes))
+    if taken.version != table.version:
+        return taken
+    if not calm:
+        return table
+    wanted = plan(table, nodes, ring)
+    orphans = tuple(m for m in wanted.moves if m.source is None)
+    if orphans:
+        return apply(table, _only(wanted, table, orphans))
+    serving = all(a.state is PartitionState.SERVING for a in table.partitions)
+    if settled and serving and wanted.moves:
+        return apply(table, _only(wanted, table, wanted.moves[:MOVES_AT_ONCE]))
+    return table
+
+
+def _only(wanted: Plan, table: PartitionTable, moves: tuple[Move, ...]) -> Plan:
+    """Some moves of a plan; what stays for now keeps its standbys."""
+    moved = {m.partition for m in moves}
+    standbys = tuple(
+        found if p in moved or a.owner not in found else tuple(n for n in found if n != a.owner)
+        for p, (found, a) in enumerate(zip(wanted.standbys, table.partitions, strict=True))
+    )
+    return replace(wanted, moves=moves, standbys=standbys)
+
+
+def _load(table: PartitionTable, nodes: tuple[Member, ...]) -> dict[NodeId, float]:
+    load: dict[NodeId, float] = {m.node: 0.0 for m in nodes}
+    weights = {m.node: m.weight for m in nodes}
+    for a in table.partitions:
+        if a.owner in load:
+            load[a.owner] += 1.0 / weights[a.owner]
+    return load
+
+
+def disown(table: PartitionTable, node: NodeId) -> PartitionTable:
+    """A node comes back that the table gives something to: another start of it has to fence the logs anew."""
+    changed = tuple(
+        replace(a, owner=None, epoch=Epoch(a.epoch + 1), state=PartitionState.RECOVERING, target=None)
+        if a.owner == node
+        else a
+        for a in table.partitions
+    )
+    if changed == table.partitions:
+        return table
+    return replace(table, version=Version(table.version + 1), partitions=changed)

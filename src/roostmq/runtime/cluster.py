@@ -1,0 +1,444 @@
+"""This process as a node of a cluster: joins, tells the engine what was agreed on, reports, votes, and acts if it is its turn.
+
+One loop, a few times a second and at every hint: read what is agreed on, hand it to the engine, decide by the policies, write
+by compare-and-set. A step that is interrupted anywhere is simply taken again. If NATS is away nothing is decided, and
+everything that was decided goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from roostmq import engine
+from roostmq.adapters.join_token import JoinToken
+from roostmq.config import Cluster as Options
+from roostmq.engine import Event
+from roostmq.errors import ConfigError, PlacementError, StaleError, StoreError, UnavailableError, UnsuitableError
+from roostmq.model import Epoch, Member, Members, NodeId, PartitionId, PartitionTable, Version
+from roostmq.policy import members as votes
+from roostmq.policy.epochs import serving
+from roostmq.policy.failover import disown, next_table
+from roostmq.policy.members import Beat, Report
+from roostmq.policy.ring import build_ring
+from roostmq.store import codec
+from roostmq.store.access import NatsAccess
+from roostmq.store.nats_kv import NatsRegistry
+from roostmq.store.registry import Registry
+
+LOOK_S = 0.25
+RETRY_S = 1.0
+ALIVE_S = 2.0
+CALM_S = 1.0
+SETTLED_S = 5.0
+REPORT_OVER_S = 5.0
+
+
+class Resigned(Exception):
+    """This start of the node is no member any more: it has to begin anew."""
+
+
+def access_of(options: Options) -> NatsAccess:
+    """How NATS is reached."""
+    return NatsAccess(
+        options.nats,
+        options.user,
+        options.password,
+        options.nats_token,
+        options.nkey_file,
+        options.credentials_file,
+        options.ca_file,
+        options.cert_file,
+        options.key_file,
+    )
+
+
+class Cluster:
+    """See the top of the file."""
+
+    def __init__(self, options: Options, token: JoinToken, log: Any, say: Callable[[str], None]) -> None:
+        self.options, self.token, self.log, self._say = options, token, log, say
+        self.node = NodeId(options.node)
+        self.incarnation = time.time_ns() // 1_000_000
+        self.slot = 0
+        self.registry: Registry | None = None
+        self.members, self._members_revision = Members(Version(0), ()), 0
+        self.table: PartitionTable | None = None
+        self._table_revision = 0
+        self.read_s = 0.0
+        """When the registry was read last (monotonic)."""
+        self.me: Member | None = None
+        self.beats: tuple[Beat, ...] = ()
+        self.links: list[dict[str, Any]] = []
+        self.log_state: dict[str, Any] = {"state": "starting", "why": []}
+        self.served: dict[int, int] = {}
+        self.notes: list[dict[str, Any]] = []
+        self.joined = False
+        self._told: tuple[int, int] = (0, 0)
+        self._report: Report | None = None
+        self._reported_s = 0.0
+        self._alive_s = 0.0
+        self._alive: dict[NodeId, tuple[bytes, float]] = {}
+        self._twin: dict[int, bytes] = {}
+        self._changed_s = self._started_s = time.monotonic()
+        self._submit: Callable[..., None] = lambda *commands: None
+
+    # ---- before the engine
+
+    async def prepare(self, ended: asyncio.Event) -> dict[str, Any] | None:
+        """Reach the registry, take a slot; the engine's settings of this node. None: it was told to end meanwhile.
+
+        Raises ConfigError for another cluster's token, UnsuitableError for credentials that are refused.
+        """
+        while not ended.is_set():
+            try:
+                self.registry = await NatsRegistry.open(access_of(self.options), self.options.name)
+                await self._check_meta()
+                await self._take_slot()
+                return self._engine_settings()
+            except UnavailableError as problem:
+                self.log.warning("NATS is away", error=str(problem))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(ended.wait(), RETRY_S)
+        return None
+
+    async def _check_meta(self) -> None:
+        entry = await self._there().get("meta")
+        if entry is None:
+            raise UnsuitableError(f"cluster `{self.options.name}` is half made: run `roost cluster init` again")
+        meta = codec.unpack_meta(entry.value)
+        if meta.key_id != key_id(self.token) or meta.partitions != self.token.partitions:
+            raise ConfigError("cluster.token: belongs to another cluster", option="cluster.token")
+        self._streams = meta.streams
+
+    async def _take_slot(self) -> None:
+        """A number for this node, for good."""
+        while True:
+            entry = await self._there().get("slots")
+            slots = codec.unpack(entry.value, "slots") if entry is not None else {}
+            if self.node in slots:
+                self.slot = slots[self.node]
+                return
+            free = next((n for n in range(votes.NODES_MAX) if n not in slots.values()), None)
+            if free is None:
+                raise ConfigError(f"cluster `{self.options.name}` has {votes.NODES_MAX} nodes: no more are possible")
+            with contextlib.suppress(StaleError):
+                value = codec.pack(slots | {self.node: free})
+                await self._there().replace("slots", value, entry.revision if entry is not None else 0)
+
+    def _engine_settings(self) -> dict[str, Any]:
+        o = self.options
+        sync = "any" if o.ack_default == "replicated" else "asserted" if o.assert_sync else "always"
+        nats = access_of(o).engine_settings() | {"cluster": o.name, "streams": self._streams, "sync": sync}
+        if o.system_user is not None:
+            nats |= {"system_user": o.system_user, "system_password": o.system_password}
+        site = {"slot": self.slot, "incarnation": self.incarnation, "links": o.links, "nats": nats}
+        return {"key": self.token.key, "partitions": self.token.partitions, "data": None, "cluster": site}
+
+    # ---- with the engine
+
+    async def run(self, submit: Callable[..., None], me: Member) -> None:
+        """The loop. Raises Resigned, UnsuitableError, ConfigError."""
+        self._submit, self.me = submit, me
+        while True:
+            with contextlib.suppress(StaleError):  # somebody else was first: read again at once
+                try:
+                    while await self._step():
+                        pass
+                    await self._there().changed(LOOK_S)
+                except UnavailableError as problem:
+                    self.log.warning("the registry is away", error=str(problem))
+                    await asyncio.sleep(RETRY_S)
+
+    def on_event(self, event: Event) -> bool:
+        """A fact from the engine; True if it was one for the cluster."""
+        match event.name:
+            case "links":
+                self.links = event["nodes"]
+                names = {m.slot: m.node for m in self.members.nodes}
+                self.beats = tuple(
+                    Beat(names[n["slot"]], n["heard_ms"], n["members"]) for n in self.links if n["slot"] in names
+                )
+            case "log":
+                self.log_state = event.fields
+                self.log.info("log", **event.fields)
+            case "served":
+                self.served[event["partition"]] = event["epoch"]
+            case "resigned" | "log_damaged" | "log_full":
+                self.notes.append({"event": event.name, **event.fields})
+                del self.notes[:-100]
+                self.log.warning(event.name, **event.fields)
+            case "linked":
+                self.log.info("linked", **event.fields)
+            case _:
+                return False
+        return True
+
+    def not_ready(self) -> str | None:
+        """Why clients should not come here now."""
+        if self.log_state["state"] != "ready":
+            return f"the log on NATS is {self.log_state['state']}: {'; '.join(self.log_state['why'])}"
+        if not self.joined:
+            return "joining the cluster"
+        if self.table is None or any(a.owner is None for a in self.table.partitions):
+            return "partitions have no owners yet"
+        mine = {p: a.epoch for p, a in enumerate(self.table.partitions) if a.owner == self.node}
+        coming = sum(self.served.get(p) != epoch for p, epoch in mine.items())
+        if coming:
+            return f"{coming} partitions are on their way to this node"
+        return None
+
+    async def leave(self) -> None:
+        """A stop that was meant: out of the members at once, so that nobody has to vote."""
+        with contextlib.suppress(StoreError, TimeoutError):
+            async with asyncio.timeout(2):
+                while self.joined:
+                    await self._read()
+                    if not votes.is_member(self.members, self.node, self.incarnation):
+                        break
+                    with contextlib.suppress(StaleError):
+                        await self._set_members(votes.without(self.members, self.node))
+        if self.registry is not None:
+            await self.registry.close()
+
+    # ---- one step
+
+    async def _step(self) -> bool:
+        """True if something was changed, so that it is worth looking again at once."""
+        await self._read()
+        if self.joined and not votes.is_member(self.members, self.node, self.incarnation):
+            raise Resigned
+        if not self.joined and votes.is_member(self.members, self.node, self.incarnation):
+            self.joined = True
+            self.log.info("joined", members=self.members.version, slot=self.slot)
+        self._tell_engine()
+        await self._show_alive()
+        if not self.joined:
+            return await self._ask_to_join()
+        reports = await self._reports()
+        return await self._vote(reports) or await self._act(reports) or await self._say_served()
+
+    async def _read(self) -> None:
+        registry = self._there()
+        entry = await registry.get("members")
+        if entry is not None and entry.revision != self._members_revision:
+            self.members, self._members_revision = codec.unpack_members(entry.value), entry.revision
+            self._changed_s = time.monotonic()
+        entry = await registry.get("table")
+        if entry is not None and entry.revision != self._table_revision:
+            self.table, self._table_revision = codec.unpack_table(entry.value), entry.revision
+        self.read_s = time.monotonic()
+
+    def _tell_engine(self) -> None:
+        """Members before the table: who is gone must be known to be gone before somebody else speaks for its partitions."""
+        commands: list[dict[str, Any]] = []
+        if self.members.version > self._told[0]:
+            nodes = [
+                {"slot": m.slot, "incarnation": m.incarnation, "address": m.address, "lanes": m.lanes}
+                for m in self.members.nodes
+            ]
+            commands.append({"do": "members", "version": self.members.version, "nodes": nodes})
+        if self.table is not None and self.table.version > self._told[1] and self.members.nodes:
+            slots = {m.node: m.slot for m in self.members.nodes}
+            rows = [[-1 if a.owner is None else slots.get(a.owner, -1), a.epoch] for a in self.table.partitions]
+            commands.append({"do": "table", "version": self.table.version, "partitions": rows})
+        if commands:
+            self._submit(*commands)
+        self._told = (self.members.version, self.table.version if self.table is not None else 0)
+
+    async def _show_alive(self) -> None:
+        """The lease: this node's own entry, and when those of all others changed last."""
+        now_s = time.monotonic()
+        if now_s < self._alive_s + ALIVE_S:
+            return
+        if now_s > self._alive_s + 3 * ALIVE_S:
+            self._alive.clear()  # this process stood still, or could not read: nobody can be said to be silent
+        for node in {m.node for m in self.members.nodes} | {self.node}:
+            entry = await self._there().get(f"alive.{node}")
+            value = entry.value if entry is not None else b""
+            if self._alive.get(node, (None,))[0] != value:
+                self._alive[node] = (value, now_s)
+            if node == self.node:
+                if entry is not None and not self.joined:
+                    self._refuse_twin(value)
+                mine = codec.pack({"incarnation": self.incarnation, "at": int(now_s * 1000)})
+                with contextlib.suppress(StaleError):
+                    await self._there().replace(f"alive.{node}", mine, entry.revision if entry is not None else 0)
+        self._alive_s = now_s
+
+    def _refuse_twin(self, value: bytes) -> None:
+        """Another process with this node's name writes its entry while this one looks."""
+        other = codec.unpack(value, "alive")["incarnation"]
+        seen, self._twin = self._twin.get(other), {other: value}
+        if other != self.incarnation and seen is not None and seen != value:
+            text = f"cluster.node: `{self.node}` runs already (incarnation {other}); give each node a name of its own"
+            raise ConfigError(text, option="cluster.node")
+
+    def _lapsed(self) -> list[NodeId]:
+        """Members that have not renewed their entries for the length of the lease."""
+        now_s = time.monotonic()
+        seen = ((m.node, self._alive.get(m.node)) for m in self.members.nodes if m.node != self.node)
+        return [node for node, found in seen if found and now_s - found[1] > votes.LEASE_MS / 1000]
+
+    async def _ask_to_join(self) -> bool:
+        assert self.me is not None
+        old = self.members.find(self.node)
+        others = [m for m in self.members.nodes if m.node != self.node]
+        lapsed = self._lapsed()
+        own_over = old is None or self._own_is_over()
+        if len(lapsed) == len(others) and own_over:  # nobody is there who could let it in
+            gone = replace(self.members, nodes=())
+            if self.table is not None:
+                await self._set_table(disown(self.table, self.node))
+            made = votes.joined(gone, self.me)
+            assert made is not None
+            await self._set_members(made)
+            return True
+        entry = await self._there().get("joins")
+        joins = codec.unpack(entry.value, "joins") if entry is not None else {}
+        wish = codec.pack_members(Members(Version(0), (self.me,))).decode()
+        if joins.get(self.node) != wish:
+            value = codec.pack(joins | {self.node: wish})
+            await self._there().replace("joins", value, entry.revision if entry is not None else 0)
+        return False
+
+    def _own_is_over(self) -> bool:
+        """An older start of this node is a member, and there is nobody else who could vote it out."""
+        found = self._alive.get(self.node)
+        alone = len(self.members.nodes) == 1
+        wait_s = ALIVE_S * 2 if alone else votes.LEASE_MS / 1000
+        return found is not None and time.monotonic() - self._started_s > wait_s
+
+    async def _reports(self) -> dict[NodeId, Report]:
+        """All reports, this node's own renewed: it binds before it is written."""
+        made = votes.report(self.members, self.node, self.incarnation, self.beats, self._report)
+        if made != self._report:
+            slots = {m.node: m.slot for m in self.members.nodes}
+            self._submit({"do": "bind", "slots": [slots[n] for n in made.silent if n in slots]})
+            if made.silent or (self._report is not None and self._report.silent):
+                await self._write_report(made)
+                if made.silent:
+                    self.log.warning("silent", nodes=list(made.silent), members=made.version)
+            if self._report is None or self._report.silent != made.silent:
+                self._reported_s = time.monotonic()
+            self._report = made
+        if not made.silent and not any(b.heard_ms > votes.SILENT_MS // 2 for b in self.beats):
+            return {self.node: made}
+        found = {self.node: made}
+        for m in self.members.nodes:
+            entry = await self._there().get(f"report.{m.node}") if m.node != self.node else None
+            if entry is not None:
+                raw = codec.unpack(entry.value, "report")
+                silent = tuple(NodeId(n) for n in raw["silent"])
+                found[m.node] = Report(Version(raw["version"]), raw["incarnation"], silent)
+        return found
+
+    async def _write_report(self, made: Report) -> None:
+        key = f"report.{self.node}"
+        value = codec.pack({"version": made.version, "incarnation": made.incarnation, "silent": list(made.silent)})
+        entry = await self._there().get(key)
+        await self._there().replace(key, value, entry.revision if entry is not None else 0)
+
+    async def _vote(self, reports: dict[NodeId, Report]) -> bool:
+        gone = votes.voted_out(self.members, reports)
+        if gone is not None and votes.read_by_majority(self.members, self.beats):
+            self.log.warning("voted out", node=gone, members=self.members.version + 1)
+            await self._set_members(votes.without(self.members, gone))
+            return True
+        if not self._has_majority() and (lapsed := self._lapsed()):
+            self.log.warning("lease over", node=lapsed[0], members=self.members.version + 1)
+            await self._set_members(votes.without(self.members, lapsed[0]))
+            return True
+        return False
+
+    def _has_majority(self) -> bool:
+        return 1 + sum(b.heard_ms <= votes.SILENT_MS for b in self.beats) >= self.members.majority
+
+    async def _act(self, reports: dict[NodeId, Report]) -> bool:
+        """What the acting member does for all: let nodes in, give partitions owners, end reports that led to nothing."""
+        reported = {n for r in reports.values() if r.version == self.members.version for n in r.silent}
+        if votes.acting(self.members, reported) != self.node:
+            return False
+        if self._report is not None and self._report.silent and self._reports_are_over():
+            await self._set_members(votes.renewed(self.members))
+            return True
+        return await self._let_in() or await self._place()
+
+    def _reports_are_over(self) -> bool:
+        heard = {b.node: b.heard_ms for b in self.beats}
+        back = all(heard.get(n, 0) <= votes.SILENT_MS for n in (self._report.silent if self._report else ()))
+        waited = time.monotonic() - self._reported_s > REPORT_OVER_S
+        return back and waited and votes.read_by_majority(self.members, self.beats)
+
+    async def _let_in(self) -> bool:
+        entry = await self._there().get("joins")
+        joins = codec.unpack(entry.value, "joins") if entry is not None else {}
+        for node, wish in joins.items():
+            member = codec.unpack_members(wish.encode()).nodes[0]
+            present = self.members.find(member.node)
+            if present is not None:
+                continue  # an older start of it has to be voted out first, or it is in already
+            if not votes.read_by_majority(self.members, self.beats):
+                return False
+            if self.table is not None and any(a.owner == member.node for a in self.table.partitions):
+                return False  # heirs first
+            made = votes.joined(self.members, member)
+            if made is not None:
+                self.log.info("lets in", node=node, members=made.version)
+                await self._set_members(made)
+                rest = {n: w for n, w in joins.items() if n != node}
+                assert entry is not None
+                with contextlib.suppress(StaleError):
+                    await self._there().replace("joins", codec.pack(rest), entry.revision)
+                return True
+        return False
+
+    async def _place(self) -> bool:
+        if self.table is None:
+            return False
+        quiet_s = time.monotonic() - self._changed_s
+        ring = build_ring(self.members.nodes, lambda names: engine.hash_ids(self.token.key_pair, names))
+        try:
+            made = next_table(self.table, self.members, ring, calm=quiet_s > CALM_S, settled=quiet_s > SETTLED_S)
+        except PlacementError as problem:
+            self.log.error("partitions cannot be placed", error=str(problem))
+            return False
+        return await self._set_table(made)
+
+    async def _say_served(self) -> bool:
+        """Partitions that this node serves now, into the table."""
+        if self.table is None:
+            return False
+        news = {
+            PartitionId(p): Epoch(epoch)
+            for p, epoch in self.served.items()
+            if (a := self.table.partitions[p]).epoch == epoch and a.owner == self.node and a.state == "recovering"
+        }
+        return await self._set_table(serving(self.table, news)) if news else False
+
+    async def _set_members(self, made: Members) -> None:
+        value = codec.pack_members(made)
+        self._members_revision = await self._there().replace("members", value, self._members_revision)
+        self.members, self._changed_s = made, time.monotonic()
+
+    async def _set_table(self, made: PartitionTable) -> bool:
+        if self.table is not None and made.version == self.table.version:
+            return False
+        value = codec.pack_table(made)
+        self._table_revision = await self._there().replace("table", value, self._table_revision)
+        self.table = made
+        return True
+
+    def _there(self) -> Registry:
+        if self.registry is None:
+            raise UnavailableError("the registry was not reached yet")
+        return self.registry
+
+
+def key_id(token: JoinToken) -> str:
+    """Fingerprint of a hash key."""
+    return f"{engine.hash_ids(token.key_pair, [b'roostmq key'])[0]:016x}"

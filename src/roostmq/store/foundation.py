@@ -1,0 +1,53 @@
+"""`cluster init`: what a cluster stands on, made once: the bucket, the streams of the log, the facts that never change."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from dataclasses import dataclass
+
+from roostmq.errors import StaleError, UnsuitableError
+from roostmq.policy.table import empty_table
+from roostmq.store import codec
+from roostmq.store.access import NatsAccess
+from roostmq.store.nats_kv import NatsRegistry
+from roostmq.store.streams import make_streams
+
+LOG_BYTES_MAX = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """What is laid down."""
+
+    name: str
+    partitions: int = 64
+    streams: int = 8
+    replicas: int = 3
+    log_bytes_max: int = LOG_BYTES_MAX
+    """Bytes that each stream may hold: when one is full, its partitions take nothing more."""
+
+
+def new_key() -> str:
+    """A hash key, 32 hexadecimal digits."""
+    return secrets.token_hex(16)
+
+
+async def lay_down(access: NatsAccess, plot: Plot, key: str, key_id: str) -> None:
+    """Make everything. Done again with the same key after an interruption, it goes on.
+
+    Raises UnsuitableError: NATS is too old, refuses, or knows another cluster of this name; UnavailableError.
+    """
+    registry = await NatsRegistry.make(access, plot.name, plot.replicas)
+    try:
+        meta = codec.Meta(plot.name, plot.partitions, key_id, plot.streams)
+        there = await registry.get("meta")
+        if there is not None and codec.unpack_meta(there.value) != meta:
+            raise UnsuitableError(f"NATS knows another cluster `{plot.name}` already: choose another name")
+        await make_streams(access, plot.name, plot.streams, plot.replicas, plot.log_bytes_max)
+        with contextlib.suppress(StaleError):
+            await registry.create("table", codec.pack_table(empty_table(plot.partitions, key_id)))
+        with contextlib.suppress(StaleError):
+            await registry.create("meta", codec.pack_meta(meta))
+    finally:
+        await registry.close()

@@ -1,0 +1,65 @@
+"""The streams of a cluster's log (docs/formats/log-nats.md): made once, by `cluster init`, never again."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from nats.errors import Error as NatsError
+from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
+from nats.js.errors import APIError, NotFoundError
+
+from roostmq.errors import UnavailableError, UnsuitableError
+from roostmq.store.access import NatsAccess
+from roostmq.store.nats_kv import connect
+
+SERVER_MIN = (2, 12)
+RETRY_S = 0.25
+
+
+def settings(cluster: str, number: int, replicas: int, bytes_max: int) -> StreamConfig:
+    """What a stream of the log has to be."""
+    return StreamConfig(
+        name=f"ROOST_{cluster}_LOG_{number}",
+        subjects=[f"roost.{cluster}.log.{number}.>"],
+        storage=StorageType.FILE,
+        retention=RetentionPolicy.LIMITS,
+        discard=DiscardPolicy.NEW,
+        max_bytes=bytes_max,
+        num_replicas=replicas,
+        allow_direct=False,
+        deny_delete=True,
+        deny_purge=False,
+    )
+
+
+async def make_streams(access: NatsAccess, cluster: str, streams: int, replicas: int, bytes_max: int = 1 << 30) -> None:
+    """Make the streams. Raises UnsuitableError (too old, no JetStream, no right, other settings), UnavailableError."""
+    client = await connect(access, f"roost init {cluster}")
+    try:
+        version = client.connected_server_version
+        if (version.major, version.minor) < SERVER_MIN:
+            raise UnsuitableError(f"nats-server {version} is too old: 2.12 or newer is needed")
+        js = client.jetstream(timeout=10)
+        for number in range(streams):
+            await _patiently(js.add_stream, settings(cluster, number, replicas, bytes_max))
+    finally:
+        await client.close()
+
+
+async def _patiently(call: Any, config: StreamConfig) -> None:
+    """A cluster of servers that has just started takes a moment to find its leaders."""
+    for attempt in range(60):
+        try:
+            await call(config)
+            return
+        except NotFoundError as error:
+            problem: Exception = error
+        except APIError as error:
+            if error.code is not None and error.code < 500 and "resources" not in str(error):
+                raise UnsuitableError(f"stream {config.name} cannot be made: {error}") from None
+            problem = error
+        except (NatsError, OSError, TimeoutError) as error:
+            problem = error
+        await asyncio.sleep(RETRY_S if attempt else 0)
+    raise UnavailableError(f"stream {config.name} cannot be made: {problem}")
