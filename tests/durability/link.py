@@ -170,13 +170,16 @@ class Client:
 
     def told(self, code: int) -> None:
         """The broker says good-bye; a crash says nothing, so this is out of place unless it shuts down."""
-        if code != 0x8B:
+        self.drop()
+        if code not in self.site.closes:
             self.violate("protocol", f"DISCONNECT 0x{code:02x}")
 
     def _connack(self, p: Packet) -> None:
         assert self.answer is not None
         if p.code:
-            self.violate("protocol", f"CONNACK 0x{p.code:02x}")
+            if p.code not in self.site.refuses:
+                self.violate("protocol", f"CONNACK 0x{p.code:02x}")
+            self.book.checked["refused for now"] += p.code in self.site.refuses
             self.drop()
             return
         self.book.checked["session present"] += self.wanted_present is not None

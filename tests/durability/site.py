@@ -30,6 +30,11 @@ class BrokerFailed(Exception):
 class Site:
     """Where the clients find the broker, and the hand that kills it."""
 
+    closes: frozenset[int] = frozenset({0x8B})
+    """Reasons with which it may end a connection."""
+    refuses: frozenset[int] = frozenset()
+    """Codes with which it may refuse one for a while."""
+
     def __init__(self, folder: Path, data: Path | None, lanes: int, config: str = CONFIG) -> None:
         self.folder, self.data, self.lanes = folder, data, lanes
         self.config = folder / "roost.toml"

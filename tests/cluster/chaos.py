@@ -1,0 +1,229 @@
+"""A cluster under load and under faults: nothing acknowledged may go, nothing may come twice at QoS 2, order is kept.
+
+Contract: `run(Plan)` starts `roost dev`, lets the checking clients of the crash harness loose on it through all doors, harms
+it by seed, drains, and returns a `Result` whose violations say who, what and when. The timing of the machine is its own, so a
+seed narrows a run down and does not replay it.
+
+    PYTHONPATH=tests .venv/bin/python -m cluster.chaos --seconds 60 --seed 1 --servers 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from durability.book import Book, Result
+from durability.link import RETRY_S, Client
+from durability.population import DATA_TOPICS, Looker, population
+from durability.publishers import Habits, Publisher
+from durability.site import BrokerFailed
+
+from cluster.site import ClusterSite
+
+SETTLE_S = 60.0
+
+
+@dataclass
+class Plan:
+    """What happens in one run."""
+
+    seed: int = 1
+    seconds: float = 30.0
+    nodes: int = 3
+    servers: int = 1
+    rate: float = 200.0
+    faults: tuple[str, ...] = ("kill", "hang")
+    calm_s: tuple[float, float] = (2.0, 6.0)
+
+    def words(self) -> str:
+        return f"cluster chaos: {self.nodes} nodes, {self.servers} servers, {self.seconds:.0f} s, seed {self.seed}"
+
+
+@dataclass
+class Run:
+    """One run of a plan."""
+
+    plan: Plan
+    folder: Path
+    clients: list[Client] = field(default_factory=list)
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    errors: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.plan.seed)
+        self.site = ClusterSite(self.folder, self.plan.nodes, self.plan.servers, random.Random(self.plan.seed))
+        self.book = Book(self.plan.seed, time.monotonic())
+        self.book.starts = self.site.starts
+        self.looker = Looker(self.site, self.book, random.Random(self.plan.seed), "looker", 5, 0)
+
+    async def whole(self) -> Result:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: self.errors.append(context))
+        try:
+            await self.site.start()
+            self.clients = population(self.site, self.book, self.rng, self.plan.rate)
+            self.tasks = [asyncio.create_task(c.run()) for c in self.clients]
+            await asyncio.sleep(2)
+            end = time.monotonic() + self.plan.seconds
+            while time.monotonic() < end:
+                await self.misfortune(self.rng.choice(self.plan.faults))
+                await asyncio.sleep(self.rng.uniform(*self.plan.calm_s))
+            self.book.checked["healthy after, ms"] = int(1000 * await self.site.until_served(SETTLE_S))
+            await self.settle()
+            await self.probe()
+        except BrokerFailed as error:
+            self.violate(str(error))
+        finally:
+            await self.end()
+        return self.verdict()
+
+    # ---- what befalls the cluster
+
+    async def misfortune(self, what: str) -> None:
+        faults: dict[str, Callable[[], Any]] = {
+            "kill": self.kill,
+            "hang": self.hang,
+            "server": self.server,
+            "machine": self.machine,
+            "all servers": self.all_servers,
+        }
+        self.book.checked[f"fault: {what}"] += 1
+        print(f"{time.monotonic() - self.book.start:7.1f} s  {what}", flush=True)
+        if what != "none":
+            await faults[what]()
+
+    def victim(self) -> int:
+        return self.rng.choice([i for i in range(self.plan.nodes) if i not in self.site.down])
+
+    async def kill(self) -> None:
+        i = self.victim()
+        self.site.kill_node(i)
+        self.site.note()
+        await asyncio.sleep(self.rng.choice((0.0, 1.0, 6.0)))
+        await self.site.start_node(i)
+
+    async def hang(self) -> None:
+        i = self.victim()
+        self.site.halt_node(i)
+        self.site.note()
+        await asyncio.sleep(self.rng.choice((0.7, 3.0, 6.0)))
+        self.site.go_on(i)
+        await self.site.until_served(SETTLE_S)
+
+    async def server(self) -> None:
+        i = self.rng.randrange(self.plan.servers)
+        self.site.kill_server(i)
+        await asyncio.sleep(self.rng.uniform(0.5, 8.0))
+        self.site.start_server(i)
+
+    async def machine(self) -> None:
+        i = self.victim()
+        self.site.kill_node(i)
+        self.site.kill_server(i % self.plan.servers)
+        self.site.note()
+        await asyncio.sleep(self.rng.uniform(2.0, 12.0))
+        self.site.start_server(i % self.plan.servers)
+        await self.site.start_node(i)
+
+    async def all_servers(self) -> None:
+        for i in range(self.plan.servers):
+            self.site.kill_server(i)
+        await asyncio.sleep(self.rng.uniform(0.5, 4.0))
+        for i in range(self.plan.servers):
+            self.site.start_server(i)
+        await self.site.until_served(SETTLE_S)
+
+    # ---- the end of the run
+
+    async def settle(self) -> None:
+        for c in self.clients:
+            c.draining = True
+        await self.quiet("the drain")
+
+    async def quiet(self, what: str) -> None:
+        end = time.monotonic() + SETTLE_S
+        while time.monotonic() < end:
+            calm = time.monotonic() - self.site.heard > 1.5
+            if calm and all(c.settled() for c in self.clients):
+                return
+            await asyncio.sleep(RETRY_S)
+        waiting = [c.name for c in self.clients if not c.settled()]
+        self.violate(f"no quiet within {SETTLE_S} s of {what}; not settled: {waiting}")
+
+    async def probe(self) -> None:
+        """One message on each topic tells which subscriptions the cluster has now."""
+        topics = [(t, 2) for t in DATA_TOPICS]
+        prober = Publisher(self.site, self.book, self.rng, "probe", 5, Habits(topics, drop_share=0))
+        prober.draining = True
+        self.clients.append(prober)
+        self.tasks.append(asyncio.create_task(prober.run()))
+        await prober.probe(topics)
+        await self.quiet("the probes")
+        await self.looker.look()
+
+    async def end(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        gone = asyncio.CancelledError
+        self.errors += [e for e in await asyncio.gather(*self.tasks, return_exceptions=True) if type(e) is not gone]
+        for c in self.clients:
+            c.drop()
+        await asyncio.sleep(0.05)
+        await self.site.stop()
+
+    def verdict(self) -> Result:
+        assert not self.errors, f"the harness itself failed: {self.errors[:3]}"
+        now = time.monotonic()
+        for c in self.clients:
+            c.owed()
+        self.book.compare(now)
+        for word in ("a lane has failed", "panicked", "Traceback", "log_damaged", "a task has failed"):
+            if word in self.site.log:
+                line = next(line for line in self.site.log.splitlines() if word in line)
+                self.violate(f"its log says {line}")
+        self.book.checked["kills"] = self.site.kills
+        seconds = now - self.book.start
+        return Result(self.plan.seed, self.plan.words(), seconds, self.book.checked, self.book.violations)
+
+    def violate(self, line: str) -> None:
+        self.book.violate("broker", time.monotonic(), line)
+
+
+async def run(plan: Plan, folder: Path) -> Result:
+    """Carry the plan out in this folder, which keeps logs and data."""
+    return await Run(plan, folder).whole()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="cluster.chaos", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--nodes", type=int, default=3)
+    parser.add_argument("--servers", type=int, default=1, choices=(1, 3))
+    parser.add_argument("--rate", type=float, default=200.0, help="messages per second from all publishers")
+    parser.add_argument("--faults", default="kill,hang", help="of: kill, hang, server, machine, all servers")
+    parser.add_argument("--report", type=Path, help="write the verdict here too")
+    a = parser.parse_args()
+    plan = Plan(a.seed, a.seconds, a.nodes, a.servers, a.rate, tuple(f.strip() for f in a.faults.split(",")))
+    folder = Path(tempfile.mkdtemp(prefix="roost-chaos-"))
+    result = asyncio.run(run(plan, folder))
+    print(result.table())
+    if a.report is not None:
+        a.report.write_text(result.table() + "\n")
+    if result.clean:
+        shutil.rmtree(folder)
+    else:
+        print(f"kept: {folder}")
+    return 0 if result.clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

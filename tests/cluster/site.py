@@ -1,0 +1,208 @@
+"""A cluster under test: `roost dev` with its nodes and servers, each killed, stopped and started again by its pid.
+
+Contract: knows the command line and what `--json` prints. It never touches a process that is not the cluster's. Clients find
+it behind any door: `address` is another living node each time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from durability.site import BrokerFailed, Site
+from roostmq.adapters.nats_server import end_with_parent
+
+READY_S = 60.0
+
+
+class ClusterSite(Site):
+    """Where the clients find the cluster, and the hand that harms it."""
+
+    # shutting down, busy (a partition has moved: repeat), taken over (the client came through another door)
+    closes = frozenset({0x8B, 0x89, 0x8E})
+    # 3.1.1: server unavailable; 5.0: the same
+    refuses = frozenset({0x88, 3})
+
+    def __init__(self, folder: Path, nodes: int = 3, servers: int = 1, rng: random.Random | None = None) -> None:
+        super().__init__(folder, None, 1)
+        self.count, self.servers, self.rng = nodes, servers, rng or random.Random(1)
+        self.data = folder / "cluster"
+        self.nodes: list[dict[str, Any]] = []
+        self.nats: list[dict[str, Any]] = []
+        self.down: set[int] = set()
+        """Nodes that are killed or stopped now."""
+        self.pids: dict[int, int] = {}
+        self.own: dict[int, subprocess.Popen[bytes]] = {}
+        """Nodes that were started again here."""
+        self.own_nats: dict[int, subprocess.Popen[bytes]] = {}
+
+    @property
+    def doors(self) -> list[tuple[str, int]]:
+        """Addresses of living nodes."""
+        found = [n["mqtt"].rpartition(":") for i, n in enumerate(self.nodes) if i not in self.down]
+        return [(host, int(port)) for host, _, port in found]
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Some door."""
+        doors = self.doors
+        return self.rng.choice(doors) if doors else None
+
+    @address.setter
+    def address(self, value: object) -> None:
+        """Doors are found, not set."""
+
+    @property
+    def log(self) -> str:
+        """What all nodes have said."""
+        files = [*self.data.glob("n*.log"), *self.data.glob("n*.err")]
+        return "\n".join(path.read_text(errors="replace") for path in sorted(files))
+
+    async def start(self, lanes: int = 0, kill_after_s: float | None = None) -> bool:
+        """Start the cluster and wait until all nodes are ready."""
+        out = self.folder / "out"
+        words = ["dev", "--nodes", str(self.count), "--nats-servers", str(self.servers), "--data", str(self.data)]
+        with out.open("wb") as stdout, (self.folder / "dev.err").open("ab") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "roostmq", *words, "--json"], stdout=stdout, stderr=stderr
+            )
+        begun = time.monotonic()
+        while "ready\n" not in out.read_text():
+            if self.process.poll() is not None or time.monotonic() > begun + READY_S:
+                said = (self.folder / "dev.err").read_text()[-2000:]
+                await self.stop()
+                raise BrokerFailed(f"no `ready`: {said} {self.log[-2000:]}")
+            await asyncio.sleep(0.02)
+        told = json.loads(out.read_text().splitlines()[0])
+        self.nodes, self.nats = told["nodes"], told["nats"]
+        self.pids = {i: n["pid"] for i, n in enumerate(self.nodes)}
+        self.starts.append(time.monotonic())
+        return True
+
+    # ---- harm
+
+    def note(self) -> None:
+        """Another life begins: what nobody was asked to keep may come late from now on."""
+        self.starts.append(time.monotonic())
+
+    def kill_node(self, i: int) -> None:
+        """kill -9."""
+        self.down.add(i)
+        self.kills += 1
+        self._signal(i, signal.SIGKILL)
+        if i in self.own:
+            self.own.pop(i).wait()
+
+    def halt_node(self, i: int) -> None:
+        """SIGSTOP: it hangs."""
+        self.down.add(i)
+        self._signal(i, signal.SIGSTOP)
+
+    def go_on(self, i: int) -> None:
+        """SIGCONT."""
+        self._signal(i, signal.SIGCONT)
+        self.down.discard(i)
+        self.note()
+
+    def _signal(self, i: int, number: signal.Signals) -> None:
+        process = self.own.get(i)
+        if process is not None:
+            process.send_signal(number)
+        else:
+            import os
+
+            os.kill(self.pids[i], number)
+
+    async def start_node(self, i: int) -> float:
+        """Start a killed node again; seconds until it says `ready`."""
+        out = self.folder / f"n{i + 1}-{time.monotonic_ns()}"
+        with out.open("wb") as stdout, (self.data / f"n{i + 1}.err").open("ab") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "roostmq", "run", "--config", str(self.data / f"n{i + 1}.toml")],
+                stdout=stdout,
+                stderr=stderr,
+                preexec_fn=end_with_parent,
+            )
+        self.own[i] = process
+        begun = time.monotonic()
+        while "ready\n" not in out.read_text():
+            if process.poll() is not None or time.monotonic() > begun + READY_S:
+                raise BrokerFailed(f"n{i + 1} does not start again: {self.log[-3000:]}")
+            await asyncio.sleep(0.02)
+        self.down.discard(i)
+        self.note()
+        return time.monotonic() - begun
+
+    def kill_server(self, i: int) -> None:
+        """kill -9 of a NATS server."""
+        import os
+
+        process = self.own_nats.pop(i, None)
+        if process is not None:
+            process.kill()
+            process.wait()
+        else:
+            os.kill(self.nats[i]["pid"], signal.SIGKILL)
+
+    def start_server(self, i: int) -> None:
+        """Start it again."""
+        from roostmq.adapters.nats_server import find_server
+
+        folder = self.data / f"nats-{i}"
+        with open(folder / "log", "ab") as log:
+            self.own_nats[i] = subprocess.Popen(
+                [find_server(), "--config", str(folder / "server.conf")],
+                stdout=log,
+                stderr=log,
+                preexec_fn=end_with_parent,
+            )
+
+    async def until_served(self, at_most_s: float) -> float:
+        """Wait until every node says that it is ready; how long it took."""
+        begun = time.monotonic()
+        while time.monotonic() < begun + at_most_s:
+            ready = await asyncio.gather(*(asyncio.to_thread(is_ready, n["admin"]) for n in self.nodes))
+            if all(ready):
+                return time.monotonic() - begun
+            await asyncio.sleep(0.1)
+        raise BrokerFailed(f"not all nodes are ready after {at_most_s} s: {self.log[-3000:]}")
+
+    async def stop(self) -> int:
+        """End everything that was started here; 0."""
+        for process in [*self.own.values()]:
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+        for i in self.down - self.own.keys():
+            try:
+                self._signal(i, signal.SIGCONT)
+            except ProcessLookupError:
+                pass
+        if self.process is not None:
+            self.process.send_signal(signal.SIGTERM)
+            await asyncio.to_thread(self.process.wait, 60)
+            self.process = None
+        for process in [*self.own.values(), *self.own_nats.values()]:
+            process.kill()
+            process.wait()
+        self.own.clear()
+        self.own_nats.clear()
+        return 0
+
+
+def is_ready(address: str) -> bool:
+    """Does /readyz say so?"""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), 2) as s:
+            s.sendall(b"GET /readyz HTTP/1.0\r\n\r\n")
+            return b" 200 " in s.recv(200)
+    except OSError:
+        return False
