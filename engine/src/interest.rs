@@ -189,9 +189,10 @@ impl Interest {
 
     /// What the peers must be told since the last call.
     pub fn take_delta(&mut self) -> Option<Delta> {
+        let touched = std::mem::take(&mut self.touched);
         let Delta { wild, exact, serves, .. } = &self.delta;
-        let changed = !wild.is_empty() || !exact.is_empty() || !serves.is_empty() || std::mem::take(&mut self.touched);
-        changed.then(|| Delta { table: self.table, ..std::mem::take(&mut self.delta) })
+        let changed = touched || !wild.is_empty() || !exact.is_empty() || !serves.is_empty();
+        changed.then(|| Delta { version: self.version, table: self.table, ..std::mem::take(&mut self.delta) })
     }
 
     /// The table that is in force here.
@@ -375,5 +376,10 @@ mod tests {
         b.apply(0, &a.take_delta().unwrap());
         assert_eq!((b.peers_for("z/1"), b.peers_for("y")), (0, 0), "a lane that begins anew wants nothing");
         assert_eq!(Interest::new(0, 1, (1, 2)).add("z"), None, "alone there is nobody to wait for");
+        // a change that is seen by the version alone goes out once, and no version ever falls
+        a.add("w");
+        let version = a.touch();
+        assert_eq!(a.take_delta().map(|d| d.version), Some(version));
+        assert_eq!(a.take_delta(), None);
     }
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use hashbrown::HashMap;
 
-use super::frozen::{Asked, Frozen};
+use super::frozen::{Asked, Frozen, Pending};
 use super::owners::{Owner, Parked, Taking};
 use super::{Lane, LaneMessage};
 use crate::channel::{ConnectionId, SessionRef};
@@ -36,6 +36,8 @@ pub(super) struct Fleet {
     /// Who has spoken for each partition last: epoch, place.
     pub known: Vec<(u32, u16)>,
     pub frozen: Vec<Frozen>,
+    /// Publishes that wait for partitions without an owner, in the order in which they were asked.
+    pub pending: BTreeMap<u64, Pending>,
     /// What other nodes were asked and have not answered, in the order in which they were asked.
     pub asked: BTreeMap<u64, Asked>,
     pub asks: u64,
@@ -50,7 +52,6 @@ pub(super) struct Fleet {
     pub early: HashMap<u16, VecDeque<Delta>>,
     /// Connections whose acknowledgements wait for a majority.
     pub unsettled: BTreeSet<u32>,
-    /// Connections whose QoS 2 publishes wait for their sessions' records.
     pub queries: Vec<Query>,
     /// Partitions of which this node has had batches under way: numbers below are of an earlier ownership.
     pub batches: HashMap<u16, u64>,

@@ -5,8 +5,7 @@
 //! remembered, so that the next owner can be asked again; origins keep QoS 2 from coming twice. A node that has just come
 //! begins with everything frozen, so it acknowledges nothing that somebody it does not know yet might want.
 
-use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::collections::{BTreeMap, BTreeSet};
 
 use smallvec::SmallVec;
 
@@ -26,15 +25,17 @@ pub(super) struct Asked {
     pub message: Stored,
     /// It is the retained copy.
     pub retain: bool,
+    /// The table that was in force: what had moved by then was not meant.
+    pub table: u64,
 }
 
-/// A publish, or its retained copy, for partitions that nobody speaks for yet.
+/// A publish, or its retained copy, for partitions that nobody speaks for yet. It has a place in the order of all that was asked.
 #[derive(Debug)]
-struct Pending {
+pub(super) struct Pending {
     token: Option<Token>,
     message: Stored,
     retain: bool,
-    only: Rc<[u16]>,
+    left: Vec<u16>,
 }
 
 /// See the top of the file.
@@ -44,20 +45,14 @@ pub(super) struct Frozen {
     wanted: Option<Wanted>,
     /// Partitions that wait for an owner, with the least epoch that it must have.
     waiting: BTreeMap<u16, u32>,
-    /// The partitions, as new publishes remember them.
-    only: Rc<[u16]>,
-    pending: Vec<Pending>,
+    /// What their owner, which lives, had been asked: it may answer that it has not acted any more, and comes first then.
+    behind: BTreeSet<u64>,
 }
 
 impl Frozen {
     /// Of a node that knows nobody.
     pub fn everything(partitions: u16) -> Self {
-        Self::of(None, (0..partitions).map(|p| (p, 1)).collect())
-    }
-
-    fn of(wanted: Option<Wanted>, waiting: BTreeMap<u16, u32>) -> Self {
-        let only = waiting.keys().copied().collect();
-        Self { wanted, waiting, only, pending: Vec::new() }
+        Self { wanted: None, waiting: (0..partitions).map(|p| (p, 1)).collect(), behind: BTreeSet::new() }
     }
 
     /// The first table: nobody older than its owners counts.
@@ -72,11 +67,10 @@ impl Lane {
     /// Partitions that are here or on their way, and publishes that wait for another node or for an owner.
     pub(super) fn measure_fleet(&self) {
         let Some(fleet) = &self.fleet else { return };
-        let pending: usize = fleet.frozen.iter().map(|f| f.pending.len()).sum();
         let set = |gauge, n: usize| self.stats.set(gauge, i64::try_from(n).unwrap_or(i64::MAX));
         set(Gauge::partitions, self.partitions.iter().flatten().count());
         set(Gauge::partitions_coming, fleet.taking.len());
-        set(Gauge::publishes_waiting, pending + fleet.asked.len());
+        set(Gauge::publishes_waiting, fleet.pending.len() + fleet.asked.len());
     }
 
     /// A member is gone: what it wanted is frozen for the partitions that it spoke for, what it was asked waits with it.
@@ -85,13 +79,18 @@ impl Lane {
         let Some(fleet) = &mut self.fleet else { return };
         let spoke = (0..).zip(&fleet.known).filter(|(_, (_, place))| places.contains(place));
         let waiting: BTreeMap<u16, u32> = spoke.map(|(p, (epoch, _))| (p, epoch + 1)).collect();
-        let mut frozen = Frozen::of(Some(self.interest.snapshot(places.clone())), waiting);
         let lost: Vec<u64> =
             fleet.asked.iter().filter(|(_, a)| places.contains(&a.place)).map(|(ask, _)| *ask).collect();
-        for Asked { token, message, retain, .. } in lost.into_iter().filter_map(|ask| fleet.asked.remove(&ask)) {
-            frozen.pending.push(Pending { token: Some(token), message, retain, only: Rc::clone(&frozen.only) });
+        for ask in lost {
+            let Some(Asked { token, message, retain, .. }) = fleet.asked.remove(&ask) else { continue };
+            let left = waiting.keys().copied().collect();
+            fleet.pending.insert(ask, Pending { token: Some(token), message, retain, left });
+            for frozen in &mut fleet.frozen {
+                frozen.behind.remove(&ask);
+            }
         }
-        fleet.frozen.push(frozen);
+        let wanted = Some(self.interest.snapshot(places));
+        fleet.frozen.push(Frozen { wanted, waiting, behind: BTreeSet::new() });
         self.thaw();
     }
 
@@ -110,7 +109,9 @@ impl Lane {
             // what this node had itself was matched in its own tree, which is gone: everything waits for a moment
             let own = Ring::slot(self.number) == slot;
             let wanted = (!own).then(|| self.interest.snapshot(Ring::places_of(slot)));
-            fleet.frozen.push(Frozen::of(wanted, waiting));
+            let under_way = fleet.asked.iter().filter(|(_, a)| Ring::slot(a.place) == slot);
+            let behind = under_way.map(|(ask, _)| *ask).collect();
+            fleet.frozen.push(Frozen { wanted, waiting, behind });
         }
     }
 
@@ -119,70 +120,82 @@ impl Lane {
         if message.view.head.qos == QoS::AtMostOnce {
             return;
         }
-        let Some(fleet) = &mut self.fleet else { return };
-        for frozen in &mut fleet.frozen {
-            if frozen.wanted.as_ref().is_none_or(|w| w.has(message.view.topic)) {
-                let (token, only) = (self.flow.token, Rc::clone(&frozen.only));
-                self.flow.waiting += u16::from(token.is_some());
-                frozen.pending.push(Pending { token, message: message.store(), retain: false, only });
-            }
+        let Some(fleet) = self.fleet.as_mut().filter(|f| !f.frozen.is_empty()) else { return };
+        let topic = message.view.topic;
+        let matched = fleet.frozen.iter().filter(|f| f.wanted.as_ref().is_none_or(|w| w.has(topic)));
+        let mut left: Vec<u16> = matched.flat_map(|f| f.waiting.keys().copied()).collect();
+        left.sort_unstable();
+        left.dedup();
+        if !left.is_empty() {
+            self.pend(message, false, left);
         }
     }
 
     /// The retained copy for a partition that nobody has: true if it waits.
     pub(super) fn await_keeper(&mut self, partition: u16, message: &Inbound<'_>) -> bool {
-        let Some(fleet) = &mut self.fleet else { return false };
-        let Some(frozen) = fleet.frozen.iter_mut().find(|f| f.waiting.contains_key(&partition)) else { return false };
-        let token = self.flow.token;
-        self.flow.waiting += u16::from(token.is_some());
-        let only = Rc::from([partition]);
-        frozen.pending.push(Pending { token, message: message.store(), retain: true, only });
-        true
+        let frozen = |f: &super::fleet::Fleet| f.frozen.iter().any(|f| f.waiting.contains_key(&partition));
+        let waits = self.fleet.as_deref().is_some_and(frozen);
+        if waits {
+            self.pend(message, true, vec![partition]);
+        }
+        waits
     }
 
-    /// Somebody speaks for partitions: what has waited for them, and for nobody else any more, goes on in its order.
+    fn pend(&mut self, message: &Inbound<'_>, retain: bool, left: Vec<u16>) {
+        let token = self.flow.token;
+        self.flow.waiting += u16::from(token.is_some());
+        let Some(fleet) = &mut self.fleet else { return };
+        fleet.asks += 1;
+        fleet.pending.insert(fleet.asks, Pending { token, message: message.store(), retain, left });
+    }
+
+    /// Somebody speaks for partitions: what has waited for them goes on in the order in which it was asked.
     pub(super) fn thaw(&mut self) {
         let Some(fleet) = &mut self.fleet else { return };
-        let mut free = Vec::new();
+        let known = |p: u16, epoch: u32| fleet.known.get(usize::from(p)).is_some_and(|k| k.0 >= epoch);
+        let is_free = |p: u16| {
+            let mut holders = fleet.frozen.iter().filter_map(|f| Some((f, f.waiting.get(&p)?)));
+            holders.all(|(f, epoch)| f.behind.is_empty() && known(p, *epoch))
+        };
+        let all: BTreeSet<u16> = fleet.frozen.iter().flat_map(|f| f.waiting.keys().copied()).collect();
+        let free: BTreeSet<u16> = all.into_iter().filter(|p| is_free(*p)).collect();
         for frozen in &mut fleet.frozen {
-            let before = frozen.waiting.len();
-            let waits = |p: &u16, epoch: &mut u32| fleet.known.get(usize::from(*p)).is_none_or(|k| k.0 < *epoch);
-            frozen.waiting.retain(waits);
-            if frozen.waiting.len() != before {
-                frozen.only = frozen.waiting.keys().copied().collect();
-            }
-            if frozen.waiting.is_empty() {
-                free.append(&mut frozen.pending);
-            }
+            frozen.waiting.retain(|p, _| !free.contains(p));
         }
         fleet.frozen.retain(|f| !f.waiting.is_empty());
-        for pending in free {
-            self.ask_again(pending);
+        if free.is_empty() {
+            return;
+        }
+        let orders: Vec<u64> = fleet.pending.keys().copied().collect();
+        for order in orders {
+            self.ask_again(order, &free);
         }
         if self.fleet.as_ref().is_some_and(|f| f.frozen.is_empty()) {
             self.ask_deferred_queries();
         }
     }
 
-    fn ask_again(&mut self, pending: Pending) {
-        let Pending { token, message, retain, only } = pending;
+    /// The part of a publish that can go on.
+    fn ask_again(&mut self, order: u64, free: &BTreeSet<u16>) {
+        let Some(pending) = self.fleet.as_mut().and_then(|f| f.pending.get_mut(&order)) else { return };
+        let only: Vec<u16> = pending.left.iter().copied().filter(|p| free.contains(p)).collect();
+        if only.is_empty() {
+            return;
+        }
+        pending.left.retain(|p| !free.contains(p));
+        let (token, message, retain) = (pending.token, pending.message.clone(), pending.retain);
+        let last = pending.left.is_empty();
+        if let Some(fleet) = self.fleet.as_mut().filter(|_| last) {
+            fleet.pending.remove(&order);
+        }
         let inbound = Inbound::from_stored(&message);
         self.flow = Flow { token: token.map(|t| Token { ask: 0, ..t }), ..Flow::default() };
         if retain {
-            self.retain(&inbound);
-        } else {
-            let mut places: SmallVec<[u16; 8]> = only.iter().map(|p| self.shared.ring.home(*p)).collect();
-            places.sort_unstable();
-            places.dedup();
-            let wanted = self.interest.peers_for(inbound.view.topic);
-            for place in places {
-                let mine: Vec<u16> = only.iter().copied().filter(|p| self.shared.ring.home(*p) == place).collect();
-                if place == self.number {
-                    self.route_here(&inbound, Some(&|p| mine.contains(&p)));
-                } else if wanted.checked_shr(u32::from(place)).unwrap_or(0) & 1 == 1 {
-                    self.forward(place, &inbound, Some(mine));
-                }
+            if only.contains(&self.shared.ring.partition(inbound.view.topic)) {
+                self.retain(&inbound);
             }
+        } else {
+            self.fan_out_to(&inbound, &only);
         }
         let flow = std::mem::take(&mut self.flow);
         let Some(token) = token else { return };
@@ -190,8 +203,25 @@ impl Lane {
             owed.waiting += flow.waiting;
             owed.outcome.add(flow.outcome);
         }
-        self.settle_answer(token, Outcome::default());
+        if last {
+            self.settle_answer(token, Outcome::default());
+        }
         self.deliver_own(&flow.own);
+    }
+
+    fn fan_out_to(&mut self, message: &Inbound<'_>, only: &[u16]) {
+        let mut places: SmallVec<[u16; 8]> = only.iter().map(|p| self.shared.ring.home(*p)).collect();
+        places.sort_unstable();
+        places.dedup();
+        let wanted = self.interest.peers_for(message.view.topic);
+        for place in places {
+            let mine: Vec<u16> = only.iter().copied().filter(|p| self.shared.ring.home(*p) == place).collect();
+            if place == self.number {
+                self.route_here(message, Some(&|p| mine.contains(&p)));
+            } else if wanted.checked_shr(u32::from(place)).unwrap_or(0) & 1 == 1 {
+                self.forward(place, message, Some(mine));
+            }
+        }
     }
 
     /// To a place that wants it: it has to answer, or its heir.
@@ -206,7 +236,7 @@ impl Lane {
     pub(super) fn number_ask(&mut self, token: Token, place: u16, message: &Inbound<'_>, retain: bool) -> Token {
         let Some(fleet) = &mut self.fleet else { return token };
         fleet.asks += 1;
-        fleet.asked.insert(fleet.asks, Asked { place, token, message: message.store(), retain });
+        fleet.asked.insert(fleet.asks, Asked { place, token, message: message.store(), retain, table: fleet.table });
         Token { ask: fleet.asks, ..token }
     }
 
@@ -215,21 +245,40 @@ impl Lane {
         if token.ask == 0 {
             return self.answer(token, outcome);
         }
-        let Some(asked) = self.fleet.as_mut().and_then(|f| f.asked.remove(&token.ask)) else { return };
+        let Some(fleet) = &mut self.fleet else { return };
+        let Some(asked) = fleet.asked.remove(&token.ask) else { return };
+        // what had moved when it was asked was not meant, and waits already
+        let meant = |p: &u16| {
+            let owner = fleet.owners.get(usize::from(*p));
+            owner.is_some_and(|o| o.slot == Some(Ring::slot(asked.place)) || o.since > asked.table)
+        };
+        let missing: Vec<u16> = missing.iter().copied().filter(meant).collect();
         if !missing.is_empty() {
-            self.freeze_moved(missing);
-            let only: Rc<[u16]> = missing.into();
+            self.freeze_moved(&missing);
             if let Some(owed) = self.connection(token.connection).and_then(|c| c.owed.get_mut(token.number)) {
                 owed.waiting += 1;
             }
-            let Asked { token, message, retain, .. } = asked;
-            let pending = Pending { token: Some(token), message, retain, only };
-            let fleet = self.fleet.as_mut().map(|f| &mut f.frozen);
-            match fleet.and_then(|f| f.iter_mut().find(|f| missing.iter().any(|p| f.waiting.contains_key(p)))) {
-                Some(frozen) => frozen.pending.push(pending),
-                None => self.ask_again(pending),
+            let Asked { token: origin, message, retain, .. } = asked;
+            let pending = Pending { token: Some(origin), message, retain, left: missing.clone() };
+            if let Some(fleet) = &mut self.fleet {
+                fleet.pending.insert(token.ask, pending);
             }
         }
         self.settle_answer(token, outcome);
+        let Some(fleet) = &mut self.fleet else { return };
+        let mut last = false;
+        for frozen in &mut fleet.frozen {
+            last |= frozen.behind.remove(&token.ask) && frozen.behind.is_empty();
+        }
+        // nobody holds it back any more, or nobody ever did: the next owner speaks already
+        if last {
+            self.thaw();
+        }
+        if !missing.is_empty() {
+            let held: BTreeSet<u16> =
+                self.fleet.iter().flat_map(|f| &f.frozen).flat_map(|f| f.waiting.keys().copied()).collect();
+            let free = missing.iter().copied().filter(|p| !held.contains(p)).collect();
+            self.ask_again(token.ask, &free);
+        }
     }
 }

@@ -36,7 +36,7 @@ impl Lane {
             Order::Why { id, client_id, topic } => self.explain(id, &client_id, topic.as_deref()),
             Order::Members { nodes, .. } => self.on_members(&nodes),
             Order::Table { version, partitions } => {
-                let owner = |&(slot, epoch): &(i32, u32)| Owner { slot: u16::try_from(slot).ok(), epoch };
+                let owner = |&(slot, epoch): &(i32, u32)| Owner { slot: u16::try_from(slot).ok(), epoch, since: 0 };
                 let owners: Vec<Owner> = partitions.iter().map(owner).collect();
                 self.on_table(version, &owners);
             }

@@ -27,6 +27,8 @@ pub(super) struct Owner {
     /// Slot of its node.
     pub slot: Option<u16>,
     pub epoch: u32,
+    /// Version of the table that made it so.
+    pub since: u64,
 }
 
 /// A partition on its way to this lane.
@@ -58,8 +60,8 @@ impl Lane {
         self.interest.set_table(version);
         let mut changed = Vec::new();
         for (p, (old, new)) in (0..).zip(fleet.owners.iter_mut().zip(owners)) {
-            if old != new {
-                *old = *new;
+            if (old.slot, old.epoch) != (new.slot, new.epoch) {
+                *old = Owner { since: version, ..*new };
                 changed.push((p, *new));
             }
         }

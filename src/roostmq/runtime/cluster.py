@@ -78,6 +78,7 @@ class Cluster:
         self.served: dict[int, int] = {}
         self.notes: list[dict[str, Any]] = []
         self.joined = False
+        self._leaving = False
         self._told: tuple[int, int] = (0, 0)
         self._report: Report | None = None
         self._reported_s = 0.0
@@ -194,6 +195,7 @@ class Cluster:
 
     async def leave(self) -> None:
         """A stop that was meant: out of the members at once, so that nobody has to vote."""
+        self._leaving = True
         with contextlib.suppress(StoreError, TimeoutError):
             async with asyncio.timeout(2):
                 while self.joined:
@@ -210,15 +212,17 @@ class Cluster:
     async def _step(self) -> bool:
         """True if something was changed, so that it is worth looking again at once."""
         await self._read()
+        if self._leaving:
+            return False
         if self.joined and not votes.is_member(self.members, self.node, self.incarnation):
             raise Resigned
         if not self.joined and votes.is_member(self.members, self.node, self.incarnation):
             self.joined = True
             self.log.info("joined", members=self.members.version, slot=self.slot)
-        self._tell_engine()
         await self._show_alive()
         if not self.joined:
             return await self._ask_to_join()
+        self._tell_engine()
         reports = await self._reports()
         return await self._vote(reports) or await self._act(reports) or await self._say_served()
 
@@ -234,7 +238,9 @@ class Cluster:
         self.read_s = time.monotonic()
 
     def _tell_engine(self) -> None:
-        """Members before the table: who is gone must be known to be gone before somebody else speaks for its partitions."""
+        """Only a member's engine is told: an older table could give it what an older start of this node had.
+
+        Members before the table: who is gone must be known to be gone before somebody else speaks for its partitions."""
         commands: list[dict[str, Any]] = []
         if self.members.version > self._told[0]:
             nodes = [
