@@ -83,11 +83,15 @@ impl Lane {
             fleet.asked.iter().filter(|(_, a)| places.contains(&a.place)).map(|(ask, _)| *ask).collect();
         for ask in lost {
             let Some(Asked { token, message, retain, .. }) = fleet.asked.remove(&ask) else { continue };
-            let left = waiting.keys().copied().collect();
-            fleet.pending.insert(ask, Pending { token: Some(token), message, retain, left });
+            let mut left: BTreeSet<u16> = waiting.keys().copied().collect();
             for frozen in &mut fleet.frozen {
-                frozen.behind.remove(&ask);
+                if frozen.behind.remove(&ask) {
+                    // it was the owner of these when it was asked, and may not have acted
+                    left.extend(frozen.waiting.keys());
+                }
             }
+            let left = left.into_iter().collect();
+            fleet.pending.insert(ask, Pending { token: Some(token), message, retain, left });
         }
         let wanted = Some(self.interest.snapshot(places));
         fleet.frozen.push(Frozen { wanted, waiting, behind: BTreeSet::new() });
@@ -184,9 +188,15 @@ impl Lane {
         }
         pending.left.retain(|p| !free.contains(p));
         let (token, message, retain) = (pending.token, pending.message.clone(), pending.retain);
-        let last = pending.left.is_empty();
-        if let Some(fleet) = self.fleet.as_mut().filter(|_| last) {
+        // nobody waits for its acknowledgement any more: its publisher repeats it, or has forgotten it
+        let forgotten = token.is_some_and(|t| self.connection(t.connection).is_none());
+        let Some(fleet) = &mut self.fleet else { return };
+        let last = fleet.pending.get(&order).is_none_or(|p| p.left.is_empty());
+        if last || forgotten {
             fleet.pending.remove(&order);
+        }
+        if forgotten {
+            return;
         }
         let inbound = Inbound::from_stored(&message);
         self.flow = Flow { token: token.map(|t| Token { ask: 0, ..t }), ..Flow::default() };
