@@ -49,6 +49,20 @@ pub struct Wanted {
 }
 
 impl Wanted {
+    /// These filters.
+    #[must_use]
+    pub fn of<'a>(key: (u64, u64), filters: impl Iterator<Item = &'a str>) -> Self {
+        let mut wanted = Self { key, ..Self::default() };
+        for filter in filters {
+            if crate::topic::has_wildcard(filter) {
+                wanted.wild.insert(filter, Peer(0));
+            } else {
+                wanted.exact.insert(crate::ring::siphash(key, filter.as_bytes()));
+            }
+        }
+        wanted
+    }
+
     /// Was the topic wanted?
     #[must_use]
     pub fn has(&self, topic: &str) -> bool {

@@ -6,7 +6,7 @@ broker. A message is *demanded* of a reader when the broker acknowledged it to i
 It is *legitimate* when a matching subscription may have existed at any time from its first sending on.
 QoS 2 is exactly once for a receiver that follows section 4.3.3; order is per publisher, topic and reader, by first
 sight; a `$share` group is read as one reader without order. A message that nobody was asked to keep for this reader may
-come late in a later life of the broker: a reader that subscribed in the middle of unsafe QoS 1 messages has seen the
+come late when it is repeated or in a later life of the broker: a reader that subscribed in the middle of unsafe QoS 1 messages has seen the
 later ones, then the power went, and their publisher repeats them all.
 """
 
@@ -53,6 +53,8 @@ class Message:
     acked: float | None = None
     refused: int = 0
     probe: bool = False
+    repeated: bool = False
+    """Its publisher has sent it again on another connection."""
 
     def payload(self, filler: bytes) -> bytes:
         """What goes over the wire; the checksum tells a damaged message from a wrong one."""
@@ -190,7 +192,7 @@ class Book:
             before = r.last.get((m.publisher, m.topic))
             if before is None or before.number < m.number:
                 r.last[m.publisher, m.topic] = m
-            elif must or bisect_right(self.starts, m.sent) == bisect_right(self.starts, now):
+            elif must or not (m.repeated or bisect_right(self.starts, m.sent) != bisect_right(self.starts, now)):
                 self.violate("reordered", now, f"{r.name} first saw {self.describe(m)} after #{before.number}")
             else:
                 self.checked["taken again, and new to this reader"] += 1

@@ -118,6 +118,7 @@ class Publisher(Client):
                 self.send(acknowledgement(PUBREL, number))
             else:
                 self.book.checked["repeated by publishers"] += present
+                flight.message.repeated = True
                 self.send_publish(number, flight, dup=present)
         self.pump()
 

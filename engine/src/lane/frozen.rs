@@ -14,6 +14,7 @@ use crate::channel::{Outcome, Token};
 use crate::codec::QoS;
 use crate::interest::Wanted;
 use crate::message::{Inbound, Stored};
+use crate::partition::Effect;
 use crate::ring::Ring;
 use crate::stats::Gauge;
 
@@ -105,17 +106,31 @@ impl Lane {
         for p in partitions {
             let Some((epoch, place)) = fleet.known.get(usize::from(*p)).copied() else { continue };
             let covered = fleet.frozen.iter().any(|f| f.waiting.get(p).is_some_and(|e| *e > epoch));
-            if !covered && place != crate::ring::NOWHERE {
+            if !covered && place != crate::ring::NOWHERE && place != self.number {
                 by_slot.entry(Ring::slot(place)).or_default().insert(*p, epoch + 1);
             }
         }
+        // what sibling lanes have is in their interest, what this lane has is frozen when it gives it away
         for (slot, waiting) in by_slot {
-            // what this node had itself was matched in its own tree, which is gone: everything waits for a moment
-            let own = Ring::slot(self.number) == slot;
-            let wanted = (!own).then(|| self.interest.snapshot(Ring::places_of(slot)));
+            let wanted = Some(self.interest.snapshot(Ring::places_of(slot)));
             let under_way = fleet.asked.iter().filter(|(_, a)| Ring::slot(a.place) == slot);
             let behind = under_way.map(|(ask, _)| *ask).collect();
             fleet.frozen.push(Frozen { wanted, waiting, behind });
+        }
+    }
+
+    /// This lane has the partition no more: until another one speaks for it, what its sessions wanted waits.
+    pub(super) fn freeze_own(&mut self, partition: u16, effects: &[Effect]) {
+        let filters = effects.iter().filter_map(|e| match e {
+            Effect::Unsubscribe { filter, .. } => Some(&**filter),
+            _ => None,
+        });
+        let wanted = Some(Wanted::of(self.shared.ring.key(), filters));
+        let Some(fleet) = &mut self.fleet else { return };
+        let Some((epoch, place)) = fleet.known.get(usize::from(partition)).copied() else { return };
+        if place == self.number {
+            let waiting = BTreeMap::from([(partition, epoch + 1)]);
+            fleet.frozen.push(Frozen { wanted, waiting, behind: BTreeSet::new() });
         }
     }
 

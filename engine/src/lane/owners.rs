@@ -180,6 +180,7 @@ impl Lane {
         fleet.batches.insert(partition, gone.journal().batches());
         let mut effects = Effects::new();
         let unanswered = gone.retire(&mut effects);
+        self.freeze_own(partition, &effects);
         self.carry_out(&mut effects, None);
         self.interest.withdraw(partition);
         let version = self.interest.touch();

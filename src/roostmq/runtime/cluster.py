@@ -424,6 +424,8 @@ class Cluster:
             for p, epoch in self.served.items()
             if (a := self.table.partitions[p]).epoch == epoch and a.owner == self.node and a.state == "recovering"
         }
+        if news:
+            self.log.info("serves", partitions=sorted(news))
         return await self._set_table(serving(self.table, news)) if news else False
 
     async def _set_members(self, made: Members) -> None:
@@ -436,6 +438,11 @@ class Cluster:
             return False
         value = codec.pack_table(made)
         self._table_revision = await self._there().replace("table", value, self._table_revision)
+        if self.table is not None:
+            pairs = zip(self.table.partitions, made.partitions, strict=True)
+            moved = [f"{p}: {a.owner} > {b.owner}" for p, (a, b) in enumerate(pairs) if a.epoch != b.epoch]
+            if moved:
+                self.log.info("table", version=made.version, moved=", ".join(moved))
         self.table = made
         return True
 
