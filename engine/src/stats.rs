@@ -81,7 +81,9 @@ gauges!(
     inflight,
     partitions,
     partitions_coming,
+    partitions_unsafe,
     publishes_waiting,
+    connects_waiting,
 );
 
 /// The numbers of one lane.

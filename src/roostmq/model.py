@@ -97,6 +97,12 @@ class Members:
     version: Version
     nodes: tuple[Member, ...]
     """By node id."""
+    past: tuple[tuple[NodeId, int], ...] = ()
+    """The last incarnation of each node that was let in, by node id: none of them comes in a second time."""
+
+    def last(self, node: NodeId) -> int:
+        """The last incarnation of a node that was let in; 0: none."""
+        return next((incarnation for name, incarnation in self.past if name == node), 0)
 
     def find(self, node: NodeId) -> Member | None:
         """The member with this id, or None."""

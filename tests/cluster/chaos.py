@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import json
 import random
 import shutil
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,6 +159,14 @@ class Run:
                 return
             await asyncio.sleep(RETRY_S)
         waiting = [c.name for c in self.clients if not c.settled()]
+        for node in self.site.nodes:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{node['admin']}/api/v1/cluster") as told:
+                print(node["id"], json.load(told)["waits"])
+            found = gauges(node["admin"])
+            print(
+                node["id"],
+                {n: v for n, v in found.items() if v and n.startswith(("part", "publishes_w", "connects_w"))},
+            )
         self.violate(f"no quiet within {SETTLE_S} s of {what}; not settled: {waiting}")
 
     async def probe(self) -> None:
@@ -195,6 +206,17 @@ class Run:
 
     def violate(self, line: str) -> None:
         self.book.violate("broker", time.monotonic(), line)
+
+
+def gauges(address: str) -> dict[str, float]:
+    """What /metrics says, without labels."""
+    try:
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+    except OSError:
+        return {}
+    pairs = (line.split() for line in lines if line.startswith("roostmq_") and "{" not in line)
+    return {name.removeprefix("roostmq_"): float(value) for name, value in pairs}
 
 
 async def run(plan: Plan, folder: Path) -> Result:

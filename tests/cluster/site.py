@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from durability.site import BrokerFailed, Site
+
 from roostmq.adapters.nats_server import end_with_parent
 
 READY_S = 60.0

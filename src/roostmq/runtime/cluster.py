@@ -1,8 +1,9 @@
-"""This process as a node of a cluster: joins, tells the engine what was agreed on, reports, votes, and acts if it is its turn.
+"""This process as a node of a cluster: joins, tells the engine what was agreed on, reports, votes, and acts if it is
+its turn.
 
-One loop, a few times a second and at every hint: read what is agreed on, hand it to the engine, decide by the policies, write
-by compare-and-set. A step that is interrupted anywhere is simply taken again. If NATS is away nothing is decided, and
-everything that was decided goes on.
+One loop, a few times a second and at every hint: read what is agreed on, hand it to the engine, decide by the
+policies, write by compare-and-set. A step that is interrupted anywhere is simply taken again. If NATS is away nothing
+is decided, and everything that was decided goes on.
 """
 
 from __future__ import annotations
@@ -100,6 +101,8 @@ class Cluster:
                 self.registry = await NatsRegistry.open(access_of(self.options), self.options.name)
                 await self._check_meta()
                 await self._take_slot()
+                await self._read()
+                self.incarnation = max(self.incarnation, self.members.last(self.node) + 1)
                 return self._engine_settings()
             except UnavailableError as problem:
                 self.log.warning("NATS is away", error=str(problem))
@@ -240,7 +243,9 @@ class Cluster:
     def _tell_engine(self) -> None:
         """Only a member's engine is told: an older table could give it what an older start of this node had.
 
-        Members before the table: who is gone must be known to be gone before somebody else speaks for its partitions."""
+        Members before the table: who is gone must be known to be gone before somebody else speaks for its
+        partitions.
+        """
         commands: list[dict[str, Any]] = []
         if self.members.version > self._told[0]:
             nodes = [
@@ -301,7 +306,8 @@ class Cluster:
             if self.table is not None:
                 await self._set_table(disown(self.table, self.node))
             made = votes.joined(gone, self.me)
-            assert made is not None
+            if made is None:
+                raise Resigned
             await self._set_members(made)
             return True
         entry = await self._there().get("joins")
@@ -365,7 +371,10 @@ class Cluster:
         return 1 + sum(b.heard_ms <= votes.SILENT_MS for b in self.beats) >= self.members.majority
 
     async def _act(self, reports: dict[NodeId, Report]) -> bool:
-        """What the acting member does for all: let nodes in, give partitions owners, end reports that led to nothing."""
+        """What the acting member does for all:
+
+        Let nodes in, give partitions owners, end reports that led to nothing.
+        """
         reported = {n for r in reports.values() if r.version == self.members.version for n in r.silent}
         if votes.acting(self.members, reported) != self.node:
             return False
@@ -385,9 +394,8 @@ class Cluster:
         joins = codec.unpack(entry.value, "joins") if entry is not None else {}
         for node, wish in joins.items():
             member = codec.unpack_members(wish.encode()).nodes[0]
-            present = self.members.find(member.node)
-            if present is not None:
-                continue  # an older start of it has to be voted out first, or it is in already
+            if self.members.find(member.node) is not None or member.incarnation <= self.members.last(member.node):
+                continue  # an older start of it has to be voted out first, or it was in already
             if not votes.read_by_majority(self.members, self.beats):
                 return False
             if self.table is not None and any(a.owner == member.node for a in self.table.partitions):
@@ -396,10 +404,6 @@ class Cluster:
             if made is not None:
                 self.log.info("lets in", node=node, members=made.version)
                 await self._set_members(made)
-                rest = {n: w for n, w in joins.items() if n != node}
-                assert entry is not None
-                with contextlib.suppress(StaleError):
-                    await self._there().replace("joins", codec.pack(rest), entry.revision)
                 return True
         return False
 

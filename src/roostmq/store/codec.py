@@ -67,7 +67,8 @@ def unpack_meta(raw: bytes) -> Meta:
 
 def pack_members(members: Members) -> bytes:
     """Bytes of the members."""
-    return pack({"version": members.version, "nodes": [dataclasses.asdict(m) for m in members.nodes]})
+    nodes = [dataclasses.asdict(m) for m in members.nodes]
+    return pack({"version": members.version, "nodes": nodes, "past": members.past})
 
 
 def member_of(raw: dict[str, Any]) -> Member:
@@ -79,7 +80,8 @@ def member_of(raw: dict[str, Any]) -> Member:
 def unpack_members(raw: bytes) -> Members:
     """Raises UnsuitableError."""
     value = unpack(raw, "members")
-    return Members(Version(value["version"]), tuple(member_of(m) for m in value["nodes"]))
+    past = tuple((NodeId(node), int(incarnation)) for node, incarnation in value["past"])
+    return Members(Version(value["version"]), tuple(member_of(m) for m in value["nodes"]), past)
 
 
 STATES = {PartitionState.SERVING: "s", PartitionState.MOVING: "m", PartitionState.RECOVERING: "r"}

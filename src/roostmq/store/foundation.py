@@ -1,4 +1,7 @@
-"""`cluster init`: what a cluster stands on, made once: the bucket, the streams of the log, the facts that never change."""
+"""`cluster init`:
+
+What a cluster stands on, made once: the bucket, the streams of the log, the facts that never change.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """A registry in a NATS key-value bucket.
 
-Reads go to the leader of the bucket's stream (no direct access), so they see every change that was acknowledged. The hint is a
-plain subscription to the bucket's subjects: no consumer, nothing that could get stuck or must be repaired after a restart.
+Reads go to the leader of the bucket's stream (no direct access), so they see every change that was acknowledged. The
+hint is a plain subscription to the bucket's subjects: no consumer, nothing that could get stuck or must be repaired
+after a restart.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ def bucket_of(cluster: str) -> str:
 
 
 async def connect(access: NatsAccess, name: str) -> Client:
-    """A connection that is tried again without end, also the first time. Raises UnsuitableError for wrong credentials."""
+    """A connection that is tried again without end, also the first time.
+
+    Raises UnsuitableError for wrong credentials.
+    """
 
     async def quiet(error: Exception) -> None:
         """What matters is told by the request that fails."""
@@ -67,7 +71,8 @@ class NatsRegistry:
     async def open(cls, access: NatsAccess, cluster: str) -> NatsRegistry:
         """Open the bucket of a cluster that was made by `cluster init`.
 
-        Raises UnavailableError while NATS does not answer, UnsuitableError if there is no such cluster or no right to it.
+        Raises UnavailableError while NATS does not answer, UnsuitableError if there is no such cluster or no right to
+        it.
         """
         client = await connect(access, f"roost registry {cluster}")
         try:

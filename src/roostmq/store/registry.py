@@ -1,8 +1,8 @@
 """The registry: entries with revisions, changed by compare-and-set. Nothing here is consensus of our own.
 
-*Everything that decides something reads the entry, decides, and writes against the revision that it read.* A change without
-an answer is unknown: `UnavailableError` says only that, and the next read tells. `changed` is a hint: whoever waits for it must
-read again anyway, after a time that does not depend on it.
+*Everything that decides something reads the entry, decides, and writes against the revision that it read.* A change
+without an answer is unknown: `UnavailableError` says only that, and the next read tells. `changed` is a hint: whoever
+waits for it must read again anyway, after a time that does not depend on it.
 """
 
 from __future__ import annotations

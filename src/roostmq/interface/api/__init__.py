@@ -90,6 +90,10 @@ def make_app(node: Node) -> FastAPI:
         return JSONResponse({"error": str(error) or "the engine does not answer in time"}, 503)
 
     add_routes(app, node)
+    if node.cluster is not None:
+        from roostmq.interface.api import cluster
+
+        cluster.add_routes(app, node)
     return app
 
 

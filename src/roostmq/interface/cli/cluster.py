@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
+import sys
 from pathlib import Path
+from typing import Any
 
 from roostmq.adapters.join_token import JoinToken
 from roostmq.errors import ConfigError
+from roostmq.interface.cli import admin
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,13 +30,37 @@ def parser() -> argparse.ArgumentParser:
     init.add_argument(
         "--token-file", type=Path, metavar="FILE", help="write the join token here instead of printing it"
     )
+    texts = {
+        "status": "members, partitions and log in a few lines",
+        "members": "the nodes",
+        "partitions": "who owns which partition",
+        "doctor": "what is not well, and what to do; exit code 1 for errors",
+        "why": "where a client's session is, and what its owner knows of it",
+    }
+    for name, text in texts.items():
+        one = sub.add_parser(name, help=text, description=f"{text}; from what one node knows, with its age.")
+        if name == "why":
+            one.add_argument("client", help="client id")
+        admin.add_option(one)
+        one.add_argument("--json", action="store_true", help="as JSON")
     return p
 
 
 def main(words: list[str]) -> int:
     """Run one of the commands."""
     options = parser().parse_args(words)
-    return _init(options)
+    if options.what == "init":
+        return _init(options)
+    if options.what == "why":
+        return _why(options)
+    told = admin.get(options.admin, "/api/v1/cluster")
+    shown = {"status": told, "members": told["members"], "partitions": told["partitions"], "doctor": told["findings"]}
+    if options.json:
+        print(json.dumps(shown[options.what]))
+    else:
+        {"status": _status, "members": _members, "partitions": _partitions, "doctor": _doctor}[options.what](told)
+    bad = options.what == "doctor" and any(f["severity"] == "error" for f in told["findings"])
+    return int(bad)
 
 
 def _init(o: argparse.Namespace) -> int:
@@ -43,14 +71,72 @@ def _init(o: argparse.Namespace) -> int:
     if o.partitions < 1 or o.partitions & (o.partitions - 1):
         raise ConfigError(f"--partitions: {o.partitions} is not a power of two")
     token = JoinToken(o.name, o.partitions, new_key())
-    asyncio.run(
-        lay_down(NatsAccess(tuple(o.nats)), Plot(o.name, o.partitions, replicas=o.replicas), token.key, key_id(token))
-    )
+    plot = Plot(o.name, o.partitions, replicas=o.replicas)
+    asyncio.run(lay_down(NatsAccess(tuple(o.nats)), plot, token.key, key_id(token)))
     text = token.pack()
     if o.token_file is not None:
         o.token_file.touch(mode=0o600)
         o.token_file.write_text(text + "\n")
-        print(f"cluster {o.name} is laid down; the join token is in {o.token_file}")
-    else:
-        print(text)
+        print(f"cluster {o.name} is laid down; the join token is in {o.token_file}", file=sys.stderr)
+        return 0
+    print(f"cluster {o.name} is laid down; each node needs this join token, which is a secret:", file=sys.stderr)
+    print(text)
+    return 0
+
+
+def _status(told: dict[str, Any]) -> None:
+    states: dict[str, int] = {}
+    for p in told["partitions"]:
+        states[p["state"]] = states.get(p["state"], 0) + 1
+    counted = ", ".join(f"{n} {state}" for state, n in sorted(states.items())) or "none"
+    print(f"cluster {told['cluster']}, seen from {told['node']}, {told['age_s']} s ago")
+    print(f"  members     {len(told['members'])} (version {told['members_version']})")
+    print(f"  partitions  {counted} (table version {told['table_version']})")
+    print(f"  log         {told['log']['state']}{': ' if told['log']['why'] else ''}{'; '.join(told['log']['why'])}")
+    print(f"  this node   {told['not_ready'] or 'ready'}")
+    _members(told)
+    if told["findings"]:
+        print(f"{len(told['findings'])} findings: roost cluster doctor")
+
+
+def _members(told: dict[str, Any]) -> None:
+    print(f"  {'node':12} {'mqtt':22} {'zone':8} {'weight':>6} {'partitions':>10}  heard")
+    for m in told["members"]:
+        heard = "here" if m["heard_ms"] is None else f"{m['heard_ms']} ms ago"
+        print(f"  {m['node']:12} {m['mqtt']:22} {m['zone']:8} {m['weight']:6g} {m['partitions']:10}  {heard}")
+
+
+def _partitions(told: dict[str, Any]) -> None:
+    print(f"  {'partition':>9}  {'owner':12} {'epoch':>5}  {'state':10} standbys")
+    for p in told["partitions"]:
+        owner = p["owner"] or "nobody"
+        print(f"  {p['partition']:9}  {owner:12} {p['epoch']:5}  {p['state']:10} {', '.join(p['standbys'])}")
+
+
+def _doctor(told: dict[str, Any]) -> None:
+    if not told["findings"]:
+        print(f"nothing is wrong, as far as {told['node']} can see")
+    for f in told["findings"]:
+        print(f"{f['severity']}: {f['where']}: {f['what']}\n  {f['do']}")
+
+
+def _why(o: argparse.Namespace) -> int:
+    told = admin.get(o.admin, "/api/v1/cluster/why", client=o.client)
+    if o.json:
+        print(json.dumps(told))
+        return 0
+    print(f"{told['client_id']}: partition {told['partition']}, as read {told['age_s']} s ago")
+    print(f"  owner    {told.get('owner') or 'nobody'}, epoch {told.get('epoch', 0)}, {told.get('state', 'unknown')}")
+    session = told.get("session") or {}
+    if "why" in told or "error" in session:
+        print(f"  {told.get('why') or session['error']}")
+        return 0
+    if not session.get("found"):
+        print("  session  none: it never connected, or its session has ended")
+        return 0
+    where = (
+        f"connected at {session['node']}" if session.get("node") else "connected" if session["connected"] else "away"
+    )
+    print(f"  session  {where}; {session['queued']} waiting, {session['sent_unacknowledged']} sent and not answered")
+    print(f"  wants    {', '.join(session['subscriptions']) or 'nothing'}")
     return 0

@@ -115,8 +115,7 @@ system_password = "system"
 ack_default = "{o.ack_default}"
 """
         )
-        errors = open(self.folder / f"n{n + 1}.err", "a")
-        with errors:
+        with open(self.folder / f"n{n + 1}.err", "a") as errors:
             return subprocess.Popen(
                 [sys.executable, "-m", "roostmq", "run", "--config", str(config)],
                 stdout=subprocess.PIPE,

@@ -1,0 +1,57 @@
+"""What is not well in a cluster, from what one node knows: each finding says what, where, and what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+AGE_S_MAX = 5.0
+SILENT_MS = 1_500
+
+
+def findings(told: dict[str, Any]) -> list[dict[str, str]]:
+    """Findings about `GET /api/v1/cluster`, the worst first. Empty: nothing is wrong as far as this node can see."""
+    found: list[dict[str, str]] = []
+
+    def say(severity: str, where: str, what: str, do: str) -> None:
+        found.append({"severity": severity, "where": where, "what": what, "do": do})
+
+    log = told["log"]
+    if log["state"] == "unsuitable":
+        for why in log["why"]:
+            say("error", "NATS", why, "change NATS's configuration as said, then restart its servers one by one")
+    elif log["state"] != "ready":
+        say("error", "NATS", "; ".join(log["why"]) or log["state"], "nothing is lost; see whether its servers run")
+    if told["age_s"] > AGE_S_MAX:
+        text = f"the registry was read {told['age_s']:.0f} s ago"
+        say("error", "registry", text, "what is shown is as old as that; see whether NATS has a leader")
+    for member in told["members"]:
+        if member["heard_ms"] is not None and member["heard_ms"] > SILENT_MS:
+            text = f"was heard {member['heard_ms'] / 1000:.1f} s ago by {told['node']}"
+            say("warning", member["node"], text, "it is voted out if a majority hears as little; look at its process")
+    orphans = [p["partition"] for p in told["partitions"] if p["owner"] is None]
+    if orphans:
+        say(
+            "error",
+            "table",
+            f"{len(orphans)} partitions have no owner",
+            "start a node; they are given out by themselves",
+        )
+    late = [p["partition"] for p in told["partitions"] if p["state"] != "serving" and p["owner"] is not None]
+    if late:
+        text = f"{len(late)} partitions do not serve yet: {late[:8]}"
+        say("warning", "table", text, "their owners read the logs; if it lasts, see those nodes' logs")
+    counts = [m["partitions"] / m["weight"] for m in told["members"]]
+    if counts and max(counts) - min(counts) > 1 + min(counts) / 2:
+        say(
+            "warning",
+            "balance",
+            f"partitions by weight: {min(counts):.0f} to {max(counts):.0f}",
+            "wait: it balances itself",
+        )
+    damaged = [n for n in told["notes"] if n["event"] == "log_damaged"]
+    for note in damaged:
+        where = f"partition {note['partition']}"
+        say("error", where, note["why"], "the partition stands still; restore its log or ask for help")
+    if len(told["members"]) == 2:
+        say("warning", "members", "two nodes: if one dies the other waits 12 s for the lease", "add a third node")
+    return sorted(found, key=lambda f: f["severity"] != "error")
