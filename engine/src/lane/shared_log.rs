@@ -89,14 +89,12 @@ impl Lane {
                 }
             }
             ClusterLogEvent::Fenced { partition, epoch, next, .. } => self.on_fenced_log(partition, epoch, next),
+            // Nothing of it becomes safe any more, so nothing is acknowledged. It stays until the table says who has it now: what
+            // this lane wants for it must not be taken back before everybody knows whose it is.
             ClusterLogEvent::Resigned { partition, epoch } => {
-                self.give_away(partition);
-                self.orphan(&[partition]);
                 self.note("resigned", partition, &serde_json::json!({"epoch": epoch}));
             }
             ClusterLogEvent::Damaged { partition, why } => {
-                self.give_away(partition);
-                self.orphan(&[partition]);
                 self.note("log_damaged", partition, &serde_json::json!({"why": why}));
             }
             ClusterLogEvent::Full { partition, full } => {

@@ -33,9 +33,9 @@ def bucket_of(cluster: str) -> str:
 
 
 async def connect(access: NatsAccess, name: str) -> Client:
-    """A connection that is tried again without end, also the first time.
+    """A connection that is tried again for ever once it was there.
 
-    Raises UnsuitableError for wrong credentials.
+    Raises UnavailableError if no server answers now, UnsuitableError for credentials that are refused.
     """
 
     async def quiet(error: Exception) -> None:
@@ -52,7 +52,8 @@ async def connect(access: NatsAccess, name: str) -> Client:
         "max_outstanding_pings": 2,
     }
     try:
-        return await nats.connect(servers=list(access.urls), **options)
+        # once connected it is tried again for ever; the first time the caller decides
+        return await asyncio.wait_for(nats.connect(servers=list(access.urls), **options), 2 * PATIENCE_S)
     except (NatsError, OSError, TimeoutError) as error:
         if "uthoriz" in str(error):
             raise UnsuitableError(f"NATS at {', '.join(access.urls)} refuses our credentials: {error}") from None
