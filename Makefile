@@ -6,7 +6,7 @@ JOBS ?= 4
 export CARGO_TERM_COLOR ?= never
 RUST_SOURCES := $(shell find engine engine-nats load binding -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock
 
-.PHONY: run test check build test-rust test-python hostile chaos mutations bench bench-quick bench-durable profile fuzz coverage wheel clean
+.PHONY: run test check build test-rust test-python hostile chaos chaos-cluster cluster mutations bench bench-quick bench-durable profile fuzz coverage wheel clean
 
 run: build
 	.venv/bin/roost run
@@ -57,6 +57,15 @@ chaos: build
 	cd tests && ../$(PY) -m durability.crash --kills 100
 	cd tests && ../$(PY) -m durability.power --cuts 300
 	ROOST_SEEDS=20000 cargo test --release -p roostmq-engine --test power_cut
+
+# A cluster under everything that can fail, for half an hour, with a report: make chaos-cluster SEED=3
+SEED ?= 1
+chaos-cluster: build
+	cd tests && ../$(PY) -m cluster.chaos --seconds 1800 --servers 3 --seed $(SEED) \
+		--faults "kill,hang,server,machine,all servers" --report ../target/chaos-$(SEED).txt
+
+cluster: build
+	.venv/bin/roost dev --nodes 3
 
 mutations:
 	python3 tests/durability/mutations.py

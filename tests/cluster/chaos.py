@@ -46,6 +46,8 @@ class Plan:
     rate: float = 200.0
     faults: tuple[str, ...] = ("kill", "hang")
     calm_s: tuple[float, float] = (2.0, 6.0)
+    story: tuple[str, ...] = ()
+    """These faults in this order, instead of those that the seed chooses."""
 
     def words(self) -> str:
         return f"cluster chaos: {self.nodes} nodes, {self.servers} servers, {self.seconds:.0f} s, seed {self.seed}"
@@ -76,8 +78,9 @@ class Run:
             self.tasks = [asyncio.create_task(c.run()) for c in self.clients]
             await asyncio.sleep(2)
             end = time.monotonic() + self.plan.seconds
-            while time.monotonic() < end:
-                await self.misfortune(self.rng.choice(self.plan.faults))
+            story = list(self.plan.story)
+            while story if self.plan.story else time.monotonic() < end:
+                await self.misfortune(story.pop(0) if story else self.rng.choice(self.plan.faults))
                 await asyncio.sleep(self.rng.uniform(*self.plan.calm_s))
             self.book.checked["healthy after, ms"] = int(1000 * await self.site.until_served(SETTLE_S))
             await self.settle()

@@ -31,6 +31,7 @@ class ClusterSite(Site):
     closes = frozenset({0x8B, 0x89, 0x8E})
     # 3.1.1: server unavailable; 5.0: the same
     refuses = frozenset({0x88, 3})
+    patient = True
 
     def __init__(self, folder: Path, nodes: int = 3, servers: int = 1, rng: random.Random | None = None) -> None:
         super().__init__(folder, None, 1)

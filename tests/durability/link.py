@@ -154,7 +154,8 @@ class Client:
             async with asyncio.timeout(ANSWER_S):
                 return await self.answer
         except TimeoutError:
-            if link.open:
+            self.book.checked["waited too long for CONNACK"] += 1
+            if link.open and not self.site.patient:
                 self.violate("protocol", f"no CONNACK within {ANSWER_S} s")
             self.drop()
             return False

@@ -34,6 +34,8 @@ class Site:
     """Reasons with which it may end a connection."""
     refuses: frozenset[int] = frozenset()
     """Codes with which it may refuse one for a while."""
+    patient: bool = False
+    """A CONNECT may wait as long as nothing can be kept."""
 
     def __init__(self, folder: Path, data: Path | None, lanes: int, config: str = CONFIG) -> None:
         self.folder, self.data, self.lanes = folder, data, lanes

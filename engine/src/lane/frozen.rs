@@ -122,13 +122,14 @@ impl Lane {
     }
 
     /// Partitions leave an owner that lives: until the next one speaks for them, what matches waits for it too.
-    pub(super) fn freeze_moved(&mut self, partitions: &[u16]) {
+    /// One for which somebody else speaks already is not frozen: `gone` says who speaks no more.
+    pub(super) fn freeze_moved(&mut self, partitions: &[u16], gone: &dyn Fn(u16, u32, u16) -> bool) {
         let Some(fleet) = &mut self.fleet else { return };
         let mut by_slot: BTreeMap<u16, BTreeMap<u16, u32>> = BTreeMap::new();
         for p in partitions {
             let Some((epoch, place)) = fleet.known.get(usize::from(*p)).copied() else { continue };
             let covered = fleet.frozen.iter().any(|f| f.waiting.get(p).is_some_and(|e| *e > epoch));
-            if !covered && place != crate::ring::NOWHERE && place != self.number {
+            if !covered && place != crate::ring::NOWHERE && place != self.number && gone(*p, epoch, place) {
                 by_slot.entry(Ring::slot(place)).or_default().insert(*p, epoch + 1);
             }
         }
@@ -301,7 +302,8 @@ impl Lane {
         };
         let missing: Vec<u16> = missing.iter().copied().filter(meant).collect();
         if !missing.is_empty() {
-            self.freeze_moved(&missing);
+            let left = Ring::slot(asked.place);
+            self.freeze_moved(&missing, &|_, _, place| Ring::slot(place) == left);
             if let Some(owed) = self.connection(token.connection).and_then(|c| c.owed.get_mut(token.number)) {
                 owed.waiting += 1;
             }

@@ -66,7 +66,8 @@ impl Lane {
             }
         }
         let numbers: Vec<u16> = changed.iter().map(|(p, _)| *p).collect();
-        self.freeze_moved(&numbers);
+        let newer = |p: u16, epoch: u32, _| owners.get(usize::from(p)).is_none_or(|o| epoch < o.epoch);
+        self.freeze_moved(&numbers, &newer);
         for p in &numbers {
             self.give_away(*p);
         }

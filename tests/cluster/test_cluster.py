@@ -1,0 +1,114 @@
+"""A cluster through its front door (issue 6): any client at any node, kills and hangs lose nothing.
+
+`make chaos` runs the same for longer and with everything that can fail.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import paho.mqtt.client as mqtt
+import pytest
+
+from cluster.chaos import Plan, run
+from cluster.site import ClusterSite
+
+pytestmark = [pytest.mark.xdist_group("nats"), pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[ClusterSite]:
+    made = ClusterSite(tmp_path)
+    await made.start()
+    yield made
+    await made.stop()
+
+
+def connected(door: str, name: str, clean: bool = True) -> mqtt.Client:
+    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, name, clean_session=clean)
+    host, _, port = door.rpartition(":")
+    there = threading.Event()
+    client.on_connect = lambda *_: there.set()
+    client.connect(host, int(port))
+    client.loop_start()
+    assert there.wait(20), "no CONNACK"
+    return client
+
+
+def ask(admin: str, path: str) -> Any:
+    with urllib.request.urlopen(f"http://{admin}{path}", timeout=10) as answer:
+        return json.load(answer)
+
+
+def roost(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "roostmq", *words], capture_output=True, text=True, timeout=60)
+
+
+async def test_subscribed_at_one_node_published_at_another(site: ClusterSite) -> None:
+    """Each message once and in order; `why` tells the truth about both clients; status and doctor answer."""
+    got: list[tuple[int, int]] = []
+    first, third = site.nodes[0], site.nodes[2]
+    subscriber = connected(first["mqtt"], "sub-1", clean=False)
+    granted = threading.Event()
+    subscriber.on_subscribe = lambda *_: granted.set()
+    subscriber.on_message = lambda _c, _u, m: got.append((m.qos, int(m.payload)))
+    subscriber.subscribe("t/#", 2)
+    assert granted.wait(20)
+    publisher = connected(third["mqtt"], "pub-1")
+    for qos in (0, 1, 2):
+        for n in range(20):
+            publisher.publish("t/x", str(n), qos=qos).wait_for_publish(20)
+    end = time.monotonic() + 20
+    while len(got) < 60 and time.monotonic() < end:
+        time.sleep(0.05)
+    for qos in (0, 1, 2):
+        assert [n for q, n in got if q == qos] == list(range(20))
+    for name, door in (("sub-1", "n1"), ("pub-1", "n3")):
+        for node in site.nodes:
+            told = ask(node["admin"], f"/api/v1/cluster/why?client={name}")
+            assert (told["session"]["connected"], told["session"]["node"]) == (True, door), told
+    shown = roost("cluster", "why", "sub-1", "--admin", f"http://{third['admin']}")
+    assert "connected at n1" in shown.stdout, shown
+    assert "t/#" in shown.stdout
+    status = roost("cluster", "status", "--admin", f"http://{first['admin']}")
+    assert "64 serving" in status.stdout, status
+    doctor = roost("cluster", "doctor", "--json", "--admin", f"http://{first['admin']}")
+    assert (doctor.returncode, json.loads(doctor.stdout)) == (0, []), doctor
+    owners = json.loads(roost("cluster", "partitions", "--json", "--admin", f"http://{first['admin']}").stdout)
+    counts = sorted(sum(p["owner"] == f"n{n}" for p in owners) for n in (1, 2, 3))
+    assert counts == [21, 21, 22]
+    subscriber.disconnect()
+    publisher.disconnect()
+    subscriber.loop_stop()
+    publisher.loop_stop()
+
+
+async def test_two_nodes_of_one_name_are_refused(site: ClusterSite) -> None:
+    config = (site.data / "n2.toml").read_text()
+    twin = site.data / "twin.toml"
+    busy = {str(site.nodes[1]["mqtt"].rpartition(":")[2]): "0", str(site.nodes[1]["admin"].rpartition(":")[2]): "0"}
+    for port, free in busy.items():
+        config = config.replace(f"port = {port}", f"port = {free}")
+    links = next(line for line in config.splitlines() if line.startswith("links"))
+    twin.write_text(config.replace(links, 'links = "127.0.0.1:1"').replace(str(site.data / "n2.log"), "/dev/null"))
+    refused = subprocess.run(
+        [sys.executable, "-m", "roostmq", "run", "--config", str(twin)], capture_output=True, text=True, timeout=60
+    )
+    assert refused.returncode == 1
+    assert "links" in refused.stderr or "runs already" in refused.stderr
+
+
+async def test_kills_and_a_hang_lose_nothing(tmp_path: Path) -> None:
+    """Two nodes are killed, one hangs until it is voted out; every acknowledged message is there, once, in order."""
+    result = await run(Plan(seed=11, seconds=16, story=("kill", "hang", "kill"), calm_s=(1.0, 2.0)), tmp_path)
+    assert result.clean, result.table()
+    assert result.checked["kills"] == 2
+    assert result.checked["demanded at QoS 2"] > 1_000
