@@ -272,11 +272,9 @@ impl Lane {
     fn refuse_attach(&mut self, attach: &Attach) {
         let (id, reason) = (attach.connection, Reason::SERVER_UNAVAILABLE);
         if id.lane != self.number {
-            return self.tell_connection(id, super::ToConnection::Close { reason });
+            return self.tell_connection(id, super::ToConnection::Refused { reason });
         }
-        if self.connection(id).is_some_and(|c| c.stage == crate::connection::Stage::Attaching) {
-            self.refuse_connect(id.key as usize, reason);
-        }
+        self.on_refused(id, reason);
     }
 
     /// The connection has gone meanwhile.

@@ -47,6 +47,10 @@ pub enum ToConnection {
     Close {
         reason: Reason,
     },
+    /// There is no session for it now.
+    Refused {
+        reason: Reason,
+    },
     /// An operator ends the connection.
     Kick {
         reason: Reason,
@@ -204,6 +208,7 @@ impl Lane {
             ToConnection::Held { number, origin } => self.on_held_late(Token { connection, number, ask: 0 }, origin),
             ToConnection::Answered { id, codes, gone } => drop(self.answer_wish(connection, id, codes, gone)),
             ToConnection::Close { reason } => self.close_for_session(connection, reason),
+            ToConnection::Refused { reason } => self.on_refused(connection, reason),
             ToConnection::Kick { reason, silent, drop_will } => {
                 if self.connection(connection).is_some_and(|c| c.stage == Stage::Open) {
                     self.kick(connection.key as usize, reason, silent, drop_will);
@@ -213,6 +218,13 @@ impl Lane {
                 let away = Away { held: held.into_iter().collect(), expiry_s };
                 self.on_attached(connection, session, present, Some(away));
             }
+        }
+    }
+
+    /// It may have found its session elsewhere meanwhile.
+    pub(super) fn on_refused(&mut self, connection: ConnectionId, reason: Reason) {
+        if self.connection(connection).is_some_and(|c| c.stage == Stage::Attaching) {
+            self.refuse_connect(connection.key as usize, reason);
         }
     }
 

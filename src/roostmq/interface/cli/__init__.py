@@ -61,6 +61,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except RoostError as error:
         print(f"roost: {error}", file=sys.stderr)
         sys.exit(1)
+    except ModuleNotFoundError as missing:
+        if missing.name != "nats":
+            raise
+        print("roost: a cluster needs the client of NATS: pip install 'roostmq[cluster]'", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
