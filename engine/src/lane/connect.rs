@@ -84,7 +84,7 @@ impl Lane {
     }
 
     fn check_connect(&mut self, key: usize, p: &Connect<'_>) -> Result<(), Reason> {
-        if self.stopping_at_ms.is_some() {
+        if self.stopping_at_ms.is_some() || self.is_lonely() {
             return Err(Reason::SERVER_UNAVAILABLE);
         }
         let (config, shared) = (&self.config, &self.shared);

@@ -21,6 +21,11 @@ use crate::port::{MemberOrder, Shared};
 use crate::queue::SubscriptionIds;
 use crate::ring::{NODE_LANES_MAX, NOWHERE, Ring};
 
+/// Without a majority for so long a node closes its connections, milliseconds.
+const LONELY_MS: u64 = 5_000;
+/// So many in a tick.
+const LONELY_CLOSES: usize = 50;
+
 /// A question for retained messages that waits until every partition has an owner that speaks for it.
 pub(super) type Query = (SessionRef, Box<str>, QoS, SubscriptionIds);
 
@@ -236,6 +241,24 @@ impl Lane {
         match self.shared.links.get().map(crate::link::Links::majority_ms) {
             Some(ALONE) | None => true,
             Some(at_ms) => self.shared.clock.now_ms() < at_ms + ANSWER_MS,
+        }
+    }
+
+    /// No majority for so long that clients do better elsewhere.
+    pub(super) fn is_lonely(&self) -> bool {
+        match self.shared.links.get().map(crate::link::Links::majority_ms) {
+            Some(ALONE) | None => false,
+            // one that has not joined yet was never in company
+            Some(at_ms) => at_ms > 0 && self.now_ms > at_ms + LONELY_MS,
+        }
+    }
+
+    /// Connections are closed, some in each tick, so that their clients go where the majority is.
+    pub(super) fn close_lonely(&mut self) {
+        let open = self.connections.iter().filter(|(_, c)| c.stage == Stage::Open);
+        let some: Vec<usize> = open.take(LONELY_CLOSES).map(|(key, _)| key).collect();
+        for key in some {
+            self.close_unanswered(self.id_of(key), Reason::SERVER_BUSY);
         }
     }
 

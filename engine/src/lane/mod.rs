@@ -68,6 +68,8 @@ const LINGERING: usize = 1 << 40;
 const CACHE_MAX: usize = 1 << 16;
 /// How soon it is looked at what waits for other nodes.
 const FLEET_WAIT: Duration = Duration::from_millis(50);
+/// How soon a lane of a cluster looks whether it is alone.
+const FLEET_LOOK: Duration = Duration::from_millis(500);
 /// Buffers kept for connections that have output.
 const SPARE_BUFFERS: usize = 256;
 
@@ -357,7 +359,8 @@ impl Lane {
         let due = [self.timers.next_ms(), self.partitions_due_ms, self.stopping_at_ms];
         let next = due.into_iter().flatten().min();
         let next = next.map(|ms| Duration::from_millis(ms.saturating_sub(self.shared.clock.now_ms())));
-        let fleet = self.fleet_waits().then_some(FLEET_WAIT);
+        let look = if self.fleet_waits() { FLEET_WAIT } else { FLEET_LOOK };
+        let fleet = self.fleet.is_some().then_some(look);
         [next, fleet, self.walks_on_in()].into_iter().flatten().min()
     }
 

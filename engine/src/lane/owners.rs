@@ -306,6 +306,9 @@ impl Lane {
             return;
         }
         self.settle_waiting();
+        if self.is_lonely() {
+            self.close_lonely();
+        }
         let now_ms = self.now_ms;
         if self.fleet.as_ref().is_some_and(|f| f.parked.iter().any(|p| now_ms > p.since_ms + PARKED_MS)) {
             self.retry_parked();

@@ -80,6 +80,8 @@ class Cluster:
         self.notes: list[dict[str, Any]] = []
         self.joined = False
         self._leaving = False
+        self._placed: tuple[int, int, bool, bool] | None = None
+        """What was asked of the policy last, when it had nothing to change."""
         self._told: tuple[int, int] = (0, 0)
         self._report: Report | None = None
         self._reported_s = 0.0
@@ -411,13 +413,18 @@ class Cluster:
         if self.table is None:
             return False
         quiet_s = time.monotonic() - self._changed_s
+        asked = (self.table.version, self.members.version, quiet_s > CALM_S, quiet_s > SETTLED_S)
+        if asked == self._placed:
+            return False
         ring = build_ring(self.members.nodes, lambda names: engine.hash_ids(self.token.key_pair, names))
         try:
-            made = next_table(self.table, self.members, ring, calm=quiet_s > CALM_S, settled=quiet_s > SETTLED_S)
+            made = next_table(self.table, self.members, ring, calm=asked[2], settled=asked[3])
         except PlacementError as problem:
             self.log.error("partitions cannot be placed", error=str(problem))
             return False
-        return await self._set_table(made)
+        changed = await self._set_table(made)
+        self._placed = None if changed else asked
+        return changed
 
     async def _say_served(self) -> bool:
         """Partitions that this node serves now, into the table."""
