@@ -152,7 +152,7 @@ def _type_schema(hint: Any) -> dict[str, Any]:
         return {"type": "object", "additionalProperties": _type_schema(args[1])}
     if typing.get_origin(hint) is tuple:
         return {"type": "array", "items": {"type": "string"}}
-    return {"type": {bool: "boolean", int: "integer", str: "string"}[hint]}
+    return {"type": {bool: "boolean", int: "integer", float: "number", str: "string"}[hint]}
 
 
 def reference() -> str:

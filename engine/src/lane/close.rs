@@ -98,6 +98,7 @@ impl Lane {
         if self.stopping_at_ms.is_some() && (self.shared.log.is_some() || self.shared.cluster_log.get().is_some()) {
             return; // the log remembers it as connected: a broker that stops declares nobody dead
         }
+        self.unpark(connection);
         let input = Input::Detach { session, client_id: &client_id, connection, ending };
         self.tell_session(partition, input);
         self.note_partition_timers();

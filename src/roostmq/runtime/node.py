@@ -84,8 +84,8 @@ class Node:
             self._say(f"listening http {f'[{host}]' if ':' in host else host}:{port}")
         with self._pid_file():
             become_user(self.config.user, folder)
-            self._serve_admin(admin if self.cluster is not None else None)
             if self.cluster is not None:
+                self._serve_admin(admin)  # it says why it is not ready
                 await self._join(self.cluster, admin)
             self.not_ready = None
             self._say("ready")
