@@ -62,7 +62,7 @@ chaos: build
 SEED ?= 1
 chaos-cluster: build
 	cd tests && ../$(PY) -m cluster.chaos --seconds 1800 --servers 3 --seed $(SEED) \
-		--faults "kill,hang,server,machine,all servers" --report ../target/chaos-$(SEED).txt
+		--faults "kill,kill,hang,hang,server,machine,all servers,blackout" --report ../target/chaos-$(SEED).txt
 
 cluster: build
 	.venv/bin/roost dev --nodes 3

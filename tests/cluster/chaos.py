@@ -100,6 +100,7 @@ class Run:
             "server": self.server,
             "machine": self.machine,
             "all servers": self.all_servers,
+            "blackout": self.blackout,
         }
         self.book.checked[f"fault: {what}"] += 1
         print(f"{time.monotonic() - self.book.start:7.1f} s  {what}", flush=True)
@@ -146,6 +147,18 @@ class Run:
         for i in range(self.plan.servers):
             self.site.start_server(i)
         await self.site.until_served(SETTLE_S)
+
+    async def blackout(self) -> None:
+        """Everything dies at once, and comes back."""
+        for i in range(self.plan.nodes):
+            self.site.kill_node(i)
+        for i in range(self.plan.servers):
+            self.site.kill_server(i)
+        self.site.note()
+        await asyncio.sleep(self.rng.uniform(0.5, 3.0))
+        for i in range(self.plan.servers):
+            self.site.start_server(i)
+        await asyncio.gather(*(self.site.start_node(i) for i in range(self.plan.nodes)))
 
     # ---- the end of the run
 
@@ -234,7 +247,7 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--servers", type=int, default=1, choices=(1, 3))
     parser.add_argument("--rate", type=float, default=200.0, help="messages per second from all publishers")
-    parser.add_argument("--faults", default="kill,hang", help="of: kill, hang, server, machine, all servers")
+    parser.add_argument("--faults", default="kill,hang", help="of: kill, hang, server, machine, all servers, blackout")
     parser.add_argument("--report", type=Path, help="write the verdict here too")
     a = parser.parse_args()
     plan = Plan(a.seed, a.seconds, a.nodes, a.servers, a.rate, tuple(f.strip() for f in a.faults.split(",")))

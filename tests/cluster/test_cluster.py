@@ -106,6 +106,28 @@ async def test_two_nodes_of_one_name_are_refused(site: ClusterSite) -> None:
     assert "links" in refused.stderr or "runs already" in refused.stderr
 
 
+@pytest.mark.parametrize("weaker", [False, True])
+def test_servers_that_do_not_sync_are_refused_unless_that_is_written_out(tmp_path: Path, weaker: bool) -> None:
+    """The default class promises what only `sync_interval: always` keeps."""
+    words = ["dev", "--nodes", "1", "--sync", "2m", "--data", str(tmp_path), "--json"]
+    words += ["--ack-default", "replicated"] if weaker else []
+    command = [sys.executable, "-m", "roostmq", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line.strip())
+            if line.strip() == "ready":
+                process.terminate()
+        said = process.stderr.read()
+        assert process.wait(60) == (0 if weaker else 1)
+    assert ("ready" in lines) == weaker
+    if not weaker:
+        assert "sync_interval: always" in said
+        assert "replicated" in said
+
+
 async def test_kills_and_a_hang_lose_nothing(tmp_path: Path) -> None:
     """Two nodes are killed, one hangs until it is voted out; every acknowledged message is there, once, in order."""
     result = await run(Plan(seed=11, seconds=16, story=("kill", "hang", "kill"), calm_s=(1.0, 2.0)), tmp_path)

@@ -86,9 +86,11 @@ class Cluster:
         self._report: Report | None = None
         self._reported_s = 0.0
         self._alive_s = 0.0
-        self._alive: dict[NodeId, tuple[bytes, float]] = {}
+        self._alive: dict[NodeId, bytes] = {}
+        self._renewed: dict[tuple[NodeId, int], float] = {}
+        """When the entry of each start of a node changed last, as this process saw it."""
         self._twin: dict[int, bytes] = {}
-        self._changed_s = self._started_s = time.monotonic()
+        self._changed_s = self._looking_s = time.monotonic()
         self._submit: Callable[..., None] = lambda *commands: None
 
     # ---- before the engine
@@ -269,12 +271,13 @@ class Cluster:
         if now_s < self._alive_s + ALIVE_S:
             return
         if now_s > self._alive_s + 3 * ALIVE_S:
-            self._alive.clear()  # this process stood still, or could not read: nobody can be said to be silent
+            self._looking_s = now_s  # this process stood still, or could not read: nobody can be said to be silent
         for node in {m.node for m in self.members.nodes} | {self.node}:
             entry = await self._there().get(f"alive.{node}")
             value = entry.value if entry is not None else b""
-            if self._alive.get(node, (None,))[0] != value:
-                self._alive[node] = (value, now_s)
+            if value and self._alive.get(node) != value:
+                self._alive[node] = value
+                self._renewed[node, int(codec.unpack(value, "alive")["incarnation"])] = now_s
             if node == self.node:
                 if entry is not None and not self.joined:
                     self._refuse_twin(value)
@@ -292,17 +295,24 @@ class Cluster:
             raise ConfigError(text, option="cluster.node")
 
     def _lapsed(self) -> list[NodeId]:
-        """Members that have not renewed their entries for the length of the lease."""
-        now_s = time.monotonic()
-        seen = ((m.node, self._alive.get(m.node)) for m in self.members.nodes if m.node != self.node)
-        return [node for node, found in seen if found and now_s - found[1] > votes.LEASE_MS / 1000]
+        """Other members whose leases are over."""
+        return [m.node for m in self.members.nodes if m.node != self.node and self._is_over(m, votes.LEASE_MS / 1000)]
+
+    def _is_over(self, m: Member, lease_s: float) -> bool:
+        """This start of the node has not renewed its entry for so long, though this process has looked all the while.
+
+        Another start of it that waits to be let in renews nothing for it.
+        """
+        seen_s = self._renewed.get((m.node, m.incarnation), self._looking_s)
+        return time.monotonic() - max(seen_s, self._looking_s) > lease_s
 
     async def _ask_to_join(self) -> bool:
         assert self.me is not None
         old = self.members.find(self.node)
         others = [m for m in self.members.nodes if m.node != self.node]
         lapsed = self._lapsed()
-        own_over = old is None or self._own_is_over()
+        # alone there is nobody whom an older start could mislead
+        own_over = old is None or self._is_over(old, votes.LEASE_MS / 1000 if others else 2 * ALIVE_S)
         if len(lapsed) == len(others) and own_over:  # nobody is there who could let it in
             gone = replace(self.members, nodes=())
             if self.table is not None:
@@ -319,13 +329,6 @@ class Cluster:
             value = codec.pack(joins | {self.node: wish})
             await self._there().replace("joins", value, entry.revision if entry is not None else 0)
         return False
-
-    def _own_is_over(self) -> bool:
-        """An older start of this node is a member, and there is nobody else who could vote it out."""
-        found = self._alive.get(self.node)
-        alone = len(self.members.nodes) == 1
-        wait_s = ALIVE_S * 2 if alone else votes.LEASE_MS / 1000
-        return found is not None and time.monotonic() - self._started_s > wait_s
 
     async def _reports(self) -> dict[NodeId, Report]:
         """All reports, this node's own renewed: it binds before it is written."""

@@ -21,7 +21,7 @@ from roostmq.adapters.join_token import read_token
 from roostmq.config import Cluster as ClusterOptions
 from roostmq.config import Config
 from roostmq.engine import Event, Settings
-from roostmq.errors import ConfigError, EngineError, RoostError
+from roostmq.errors import ConfigError, EngineError, RoostError, UnsuitableError
 from roostmq.model import Member
 from roostmq.runtime.link import Link, start
 from roostmq.runtime.sys_topics import SysTopics
@@ -87,10 +87,11 @@ class Node:
             if self.cluster is not None:
                 self._serve_admin(admin)  # it says why it is not ready
                 await self._join(self.cluster, admin)
-            self.not_ready = None
-            self._say("ready")
-            notify("READY=1")
             self._serve_admin(admin)
+            if not self._end.is_set():
+                self.not_ready = None
+                self._say("ready")
+                notify("READY=1")
             if self.config.sys.interval_s:
                 self._spawn(self._publish_sys())
             await self._end.wait()
@@ -139,6 +140,9 @@ class Node:
             self.not_ready = cluster.not_ready()
             if self.not_ready is None:
                 return
+            if cluster.log_state["state"] == "unsuitable":
+                self._failure = UnsuitableError("; ".join(cluster.log_state["why"]))
+                self._end.set()
             notify(f"STATUS={self.not_ready}")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._end.wait(), 0.1)
