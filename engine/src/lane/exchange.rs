@@ -59,6 +59,17 @@ pub struct RetainedQuery {
     pub after: Vec<u64>,
 }
 
+/// For which partitions of its receiver a publish is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Meant {
+    /// For all that want it, and for which the receiver spoke when the sender heard of it last.
+    All,
+    /// The same without these: they wait for what was asked before.
+    Except(Vec<u16>),
+    /// For these, which have waited.
+    Only(Vec<u16>),
+}
+
 /// What one lane says to another.
 #[expect(missing_docs, reason = "the fields are named after what they hold")]
 #[derive(Debug, Serialize, Deserialize)]
@@ -68,8 +79,7 @@ pub enum LaneMessage {
         token: Option<Token>,
         /// The version of the receiver's interest that the sender knows: partitions that it speaks for since are not meant.
         known: u64,
-        /// Only these partitions are meant.
-        only: Option<Vec<u16>>,
+        meant: Meant,
     },
     Retain {
         partition: u16,
@@ -313,8 +323,8 @@ impl Lane {
 
     pub(super) fn on_message(&mut self, from: u16, message: LaneMessage) {
         match message {
-            LaneMessage::Publish { message, token, known, only } => {
-                self.on_forwarded(&message, token, known, only.as_deref());
+            LaneMessage::Publish { message, token, known, meant } => {
+                self.on_forwarded(&message, token, known, &meant);
             }
             LaneMessage::Answer { token, outcome, missing } => self.on_answer(token, outcome, &missing),
             LaneMessage::ToSession { partition, what } => self.on_to_session(partition, what),
@@ -360,19 +370,28 @@ impl Lane {
 
     /// Another lane's publish: matched in this lane's own tree, always answered. It is meant for the partitions for which this
     /// lane spoke when the sender sent it: what came since is asked for once more, what has gone is named.
-    fn on_forwarded(&mut self, message: &Stored, token: Option<Token>, known: u64, only: Option<&[u16]>) {
+    fn on_forwarded(&mut self, message: &Stored, token: Option<Token>, known: u64, meant: &Meant) {
         #[cfg(test)]
         assert_ne!(message.view().topic, super::tests::POISON);
         self.flow = Flow { token, ..Flow::default() };
         let inbound = Inbound::from_stored(message);
         let mut missing = Vec::new();
         if let Some(fleet) = &self.fleet {
-            missing = match only {
-                Some(only) => only.iter().copied().filter(|p| !self.owns(*p)).collect(),
-                None => self.given_since(known),
+            let mut not: Vec<u16> = fleet.since.iter().filter(|(_, since)| **since > known).map(|(p, _)| *p).collect();
+            missing = self.given_since(known);
+            match meant {
+                Meant::All => {}
+                Meant::Except(those) => {
+                    missing.retain(|p| !those.contains(p));
+                    not.extend(those);
+                }
+                Meant::Only(those) => missing = those.iter().copied().filter(|p| !self.owns(*p)).collect(),
+            }
+            let is_meant = |p: u16| match meant {
+                Meant::Only(those) => those.contains(&p),
+                _ => !not.contains(&p),
             };
-            let newer: Vec<u16> = fleet.since.iter().filter(|(_, since)| **since > known).map(|(p, _)| *p).collect();
-            self.route_here(&inbound, Some(&|p| only.map_or_else(|| !newer.contains(&p), |only| only.contains(&p))));
+            self.route_here(&inbound, Some(&is_meant));
         } else {
             self.route_here(&inbound, None);
         }

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use smallvec::SmallVec;
 
+use super::exchange::Meant;
 use super::{Flow, Lane, LaneMessage};
 use crate::channel::{Outcome, Token};
 use crate::codec::QoS;
@@ -157,20 +158,22 @@ impl Lane {
         }
     }
 
-    /// A publish of this lane that a frozen interest matches waits for it, beside being sent to all others.
-    pub(super) fn await_frozen(&mut self, message: &Inbound<'_>) {
-        if message.view.head.qos == QoS::AtMostOnce {
-            return;
-        }
-        let Some(fleet) = self.fleet.as_mut().filter(|f| !f.frozen.is_empty()) else { return };
+    /// Partitions for which a publish of this lane waits, beside being sent to all others: a frozen interest matches it, or
+    /// somebody who may want it speaks for them already while an earlier publish still waits for the answer of who had them.
+    pub(super) fn held_back(&self, message: &Inbound<'_>, places: u64) -> Vec<u16> {
+        let frozen = self.fleet.as_ref().filter(|f| !f.frozen.is_empty());
+        let Some(fleet) = frozen.filter(|_| message.view.head.qos != QoS::AtMostOnce) else { return Vec::new() };
         let topic = message.view.topic;
-        let matched = fleet.frozen.iter().filter(|f| f.wanted.as_ref().is_none_or(|w| w.has(topic)));
-        let mut left: Vec<u16> = matched.flat_map(|f| f.waiting.keys().copied()).collect();
-        left.sort_unstable();
-        left.dedup();
-        if !left.is_empty() {
-            self.pend(message, false, left);
+        let goes_to = |place: u16| place == self.number || places.checked_shr(u32::from(place)).unwrap_or(0) & 1 == 1;
+        let spoken = |p: u16| fleet.known.get(usize::from(p)).is_some_and(|(_, place)| goes_to(*place));
+        let mut held = Vec::new();
+        for frozen in &fleet.frozen {
+            let matches = frozen.wanted.as_ref().is_none_or(|w| w.has(topic));
+            held.extend(frozen.waiting.keys().copied().filter(|p| matches || spoken(*p)));
         }
+        held.sort_unstable();
+        held.dedup();
+        held
     }
 
     /// The retained copy for a partition that nobody has: true if it waits.
@@ -183,7 +186,7 @@ impl Lane {
         waits
     }
 
-    fn pend(&mut self, message: &Inbound<'_>, retain: bool, left: Vec<u16>) {
+    pub(super) fn pend(&mut self, message: &Inbound<'_>, retain: bool, left: Vec<u16>) {
         let token = self.flow.token;
         self.flow.waiting += u16::from(token.is_some());
         let Some(fleet) = &mut self.fleet else { return };
@@ -267,18 +270,18 @@ impl Lane {
             if place == self.number {
                 self.route_here(message, Some(&|p| mine.contains(&p)));
             } else if wanted.checked_shr(u32::from(place)).unwrap_or(0) & 1 == 1 {
-                self.forward(place, message, Some(mine));
+                self.forward(place, message, Meant::Only(mine));
             }
         }
     }
 
     /// To a place that wants it: it has to answer, or its heir.
-    pub(super) fn forward(&mut self, place: u16, message: &Inbound<'_>, only: Option<Vec<u16>>) {
+    pub(super) fn forward(&mut self, place: u16, message: &Inbound<'_>, meant: Meant) {
         let token = self.flow.token;
         self.flow.waiting += u16::from(token.is_some());
         let token = token.map(|token| self.number_ask(token, place, message, false));
         let known = self.interest.applied(place);
-        self.send(place, LaneMessage::Publish { message: message.store(), token, known, only });
+        self.send(place, LaneMessage::Publish { message: message.store(), token, known, meant });
     }
 
     pub(super) fn number_ask(&mut self, token: Token, place: u16, message: &Inbound<'_>, retain: bool) -> Token {

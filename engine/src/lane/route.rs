@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use smallvec::SmallVec;
 
+use super::exchange::Meant;
 use super::{CACHE_MAX, Cached, Lane, LaneMessage, Receivers};
 use crate::access::Action;
 use crate::message::Inbound;
@@ -14,15 +15,17 @@ impl Lane {
     /// Fans a message out. `self.flow` says whose publish it is and collects the answers.
     pub(super) fn route(&mut self, message: &Inbound<'_>) {
         let receivers = self.receivers(message.view.topic);
-        self.deliver_here(message, &receivers, None);
+        let held = self.held_back(message, receivers.places);
+        let free = |p: u16| !held.contains(&p);
+        self.deliver_here(message, &receivers, if held.is_empty() { None } else { Some(&free) });
         let mut places = receivers.places;
         while places != 0 {
             let to = u16::try_from(places.trailing_zeros()).unwrap_or(0);
             places &= places - 1;
-            self.forward(to, message, None);
+            self.forward(to, message, if held.is_empty() { Meant::All } else { Meant::Except(held.clone()) });
         }
-        if self.fleet.is_some() {
-            self.await_frozen(message);
+        if !held.is_empty() {
+            self.pend(message, false, held);
         }
         if message.view.head.retain {
             self.retain(message);
