@@ -316,8 +316,9 @@ impl Chain {
         (self.head, self.expect, self.pushed) = ((known.at, head), upto, known.next);
         self.checkpoint = self.checkpoint.max(known.checkpoint);
         (self.state, self.misses, self.tries, self.busy) = (State::Serving, 0, 0, false);
-        let (partition, epoch) = (self.partition, self.epoch);
-        vec![Action::Tell(ClusterLogEvent::Fenced { partition, epoch, at: known.at, next: known.next })]
+        let (partition, epoch, checkpoint) = (self.partition, self.epoch, self.checkpoint);
+        let (at, next) = (known.at, known.next);
+        vec![Action::Tell(ClusterLogEvent::Fenced { partition, epoch, at, next, checkpoint })]
     }
 
     /// Compares what is there with what was written.

@@ -3,10 +3,11 @@
 //! [`Held`] is the publisher's side: identifiers taken and not yet released, each with its number n.
 //! [`Window`] is the target's side: the numbers it has taken from one origin. Both are durable state.
 
+use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 /// Identifiers of one publisher between PUBLISH and PUBREL.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Held {
     ids: Vec<(u16, u64)>,
     last: u64,
@@ -82,7 +83,7 @@ impl Held {
 }
 
 /// The numbers taken from one origin.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Window {
     floor: u64,
     above: SmallVec<[u64; 4]>,

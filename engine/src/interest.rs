@@ -35,9 +35,20 @@ pub struct Delta {
     /// Exact topics, added (true) or gone.
     pub exact: Vec<(bool, Fingerprint)>,
     /// Partitions whose sessions it speaks for from this version on, with their epochs.
-    pub serves: Vec<(u16, u32)>,
+    pub serves: Vec<Served>,
     /// Version of the table by which its sender owns them: who has not read that yet must not believe it yet.
     pub table: u64,
+}
+
+/// A partition that a place speaks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Served {
+    /// The partition.
+    pub partition: u16,
+    /// Its epoch.
+    pub epoch: u32,
+    /// It came with everything it knew: channels to its sessions go on.
+    pub carried: bool,
 }
 
 /// What a place wanted at some moment.
@@ -94,7 +105,7 @@ pub struct Interest {
     wild_of: HashMap<u16, HashSet<Box<str>>>,
     seen: u64,
     /// Partitions that this place speaks for, with their epochs.
-    serves: BTreeMap<u16, u32>,
+    serves: BTreeMap<u16, Served>,
     table: u64,
     touched: bool,
     /// By peer: the version of its interest that is applied.
@@ -215,11 +226,12 @@ impl Interest {
     }
 
     /// What was added so far speaks for a partition, under this epoch: the version that all must confirm before it is served.
-    pub fn announce(&mut self, partition: u16, epoch: u32) -> u64 {
-        self.serves.insert(partition, epoch);
+    pub fn announce(&mut self, partition: u16, epoch: u32, carried: bool) -> u64 {
+        let served = Served { partition, epoch, carried };
+        self.serves.insert(partition, served);
         self.version += 1;
         self.delta.version = self.version;
-        self.delta.serves.push((partition, epoch));
+        self.delta.serves.push(served);
         self.version
     }
 
@@ -234,7 +246,7 @@ impl Interest {
     /// A partition belongs to another place now.
     pub fn withdraw(&mut self, partition: u16) {
         self.serves.remove(&partition);
-        self.delta.serves.retain(|(p, _)| *p != partition);
+        self.delta.serves.retain(|s| s.partition != partition);
     }
 
     /// The version of a peer's interest that is known here.
@@ -311,7 +323,7 @@ impl Interest {
         self.forget_peer(peer);
         let wild = self.wild.keys().map(|filter| (true, filter.clone())).collect();
         let exact = self.exact.keys().map(|print| (true, *print)).collect();
-        let serves = self.serves.iter().map(|(p, epoch)| (*p, *epoch)).collect();
+        let serves = self.serves.values().copied().collect();
         Delta { version: self.version, wild, exact, serves, table: self.table }
     }
 

@@ -19,7 +19,7 @@ pub type SubscriptionIds = SmallVec<[u32; 2]>;
 const IDENTIFIERS: u64 = 65_535;
 
 /// How far a message has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stage {
     /// Not sent yet.
     Waiting,
@@ -49,7 +49,7 @@ pub struct GroupPlace {
 }
 
 /// What few messages have.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Extra {
     /// Identifiers of the subscriptions that matched.
     pub ids: SubscriptionIds,
@@ -61,9 +61,10 @@ pub struct Extra {
 pub const IN_MEMORY: u64 = 1;
 
 /// One message for one session. A million queues must fit: the body may be on disk only.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Entry {
-    /// The body, if it is in memory.
+    /// The body, if it is in memory. It travels apart: many queues share one.
+    #[serde(skip)]
     pub body: Option<Stored>,
     /// Address of the body in the log; 0 while it has none.
     pub at: u64,
@@ -114,7 +115,7 @@ impl Entry {
 }
 
 /// The queue of one session.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Queue {
     entries: VecDeque<Entry>,
     /// Index of the first entry.
@@ -361,6 +362,11 @@ impl Queue {
     #[must_use]
     pub fn next_index(&self) -> u64 {
         self.base + self.entries.len() as u64
+    }
+
+    /// Puts bodies back that travelled apart: what stands for each entry, oldest first.
+    pub fn fill(&mut self, bodies: impl Iterator<Item = Option<Stored>>) {
+        self.entries.iter_mut().zip(bodies).for_each(|(entry, body)| entry.body = body);
     }
 
     /// All entries with their index, oldest first.

@@ -55,7 +55,7 @@ impl Ring {
 
     /// From now on a node with so many lanes has the partition; `None`: nobody.
     pub fn assign(&self, partition: u16, owner: Option<(u16, u16)>) {
-        let place = owner.map_or(NOWHERE, |(slot, lanes)| slot * NODE_LANES_MAX + partition % lanes.max(1));
+        let place = owner.map_or(NOWHERE, |(slot, lanes)| Self::place_in(slot, lanes, partition));
         if let Some(home) = self.homes.as_ref().and_then(|homes| homes.get(usize::from(partition))) {
             home.store(place, Ordering::Relaxed);
         }
@@ -83,6 +83,12 @@ impl Ring {
     #[must_use]
     pub fn here(&self, place: u16) -> Option<usize> {
         place.checked_sub(self.first).filter(|lane| *lane < self.lanes).map(usize::from)
+    }
+
+    /// The place that a partition has in a node with so many lanes.
+    #[must_use]
+    pub const fn place_in(slot: u16, lanes: u16, partition: u16) -> u16 {
+        slot * NODE_LANES_MAX + if lanes == 0 { 0 } else { partition % lanes }
     }
 
     /// The slot of the node of a place.

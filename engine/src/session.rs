@@ -97,7 +97,7 @@ pub struct Attach {
 }
 
 /// The session's end of the channel; it exists while a connection is attached.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Channel {
     /// The other end.
     pub connection: ConnectionId,
@@ -110,7 +110,7 @@ pub struct Channel {
 }
 
 /// Retained messages on their way to a new subscription, fed a window at a time.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Replay {
     /// What is still to be sent: message, QoS, subscription identifiers.
     pub items: VecDeque<(Stored, QoS, SubscriptionIds)>,
@@ -121,7 +121,7 @@ pub struct Replay {
 }
 
 /// One session.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Session {
     /// Never used again.
     pub uid: u64,
@@ -150,6 +150,7 @@ pub struct Session {
     /// What the client may do; that of the last connection while it is away.
     pub rules: Rules,
     /// Volatile: what waits for all sessions of the user, if that is bounded.
+    #[serde(skip)]
     pub user: Option<Arc<Total>>,
     /// Volatile: the channel.
     pub channel: Option<Channel>,

@@ -30,7 +30,7 @@ pub struct Member {
     pub open: u32,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 enum Place {
     Waiting,
     /// With a member, as dispatch number n.
@@ -41,7 +41,7 @@ enum Place {
     Done,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Entry {
     message: Option<Stored>,
     place: Place,
@@ -70,7 +70,7 @@ pub struct Dispatch {
 }
 
 /// One group for one filter.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Group {
     /// Never used again.
     pub uid: u64,

@@ -287,3 +287,62 @@ fn a_node_ends_and_comes_back() {
     finish(&mut publisher, 1);
     assert_eq!(receive(&mut back), (1, 7));
 }
+
+/// A partition goes to another node and back while its clients talk: no socket closes, every message comes once and in order, at
+/// every QoS, also to a session that would end with its connection, in its windows and by its subscriptions.
+#[test]
+fn a_partition_moves_and_nobody_notices() {
+    let mut cluster = Cluster::new();
+    let name = name_of(0, "mover");
+    let partition = {
+        let key = u128::from_str_radix(KEY, 16).unwrap();
+        Ring::new(((key >> 64) as u64, key as u64), 64, 1).partition(&name)
+    };
+    // doors: the old owner, the new one, a third one
+    let mut receivers: Vec<Client> = Vec::new();
+    for (door, suffix) in [(0, ""), (1, "b"), (2, "c")] {
+        let key = u128::from_str_radix(KEY, 16).unwrap();
+        let ring = Ring::new(((key >> 64) as u64, key as u64), 64, 1);
+        let other = (0..).map(|i| format!("m{suffix}{i}")).find(|n| ring.partition(n) == partition).unwrap();
+        let mut client = Client::connect(cluster.port(door), &other);
+        client.subscribe_at("moved/#", 2);
+        receivers.push(client);
+    }
+    let mut publishers: Vec<Client> =
+        (0..3).map(|n| Client::connect(cluster.port(n), &name_of((n + 2) % 3, "pub"))).collect();
+    let mut word = 0u8;
+    for round in 0..4 {
+        let (from, to) = if round % 2 == 0 { (0, 1) } else { (1, 0) };
+        for step in 0..6u8 {
+            for (n, publisher) in publishers.iter_mut().enumerate() {
+                let qos = (step + n as u8) % 3;
+                word += 1;
+                publish(publisher, "moved/x", qos, word);
+                if step == 2 && n == 1 {
+                    let order = json!([{"do": "move", "partition": partition, "slot": to}]);
+                    cluster.nodes[from].as_ref().unwrap().0.submit(&order.to_string()).unwrap();
+                    let until = Instant::now() + Duration::from_secs(5);
+                    loop {
+                        let events: Vec<Value> =
+                            serde_json::from_str(&cluster.nodes[to].as_ref().unwrap().0.poll()).unwrap();
+                        if events.iter().any(|e| e["event"] == "carried") {
+                            break;
+                        }
+                        assert!(Instant::now() < until, "it was not carried: {events:?}");
+                        std::thread::sleep(Duration::from_millis(5));
+                    }
+                    cluster.owners[usize::from(partition)].0 = i32::try_from(to).unwrap();
+                    cluster.owners[usize::from(partition)].1 += 1;
+                    cluster.tell_table();
+                }
+                finish(publisher, qos);
+                for receiver in &mut receivers {
+                    assert_eq!(receive(receiver), (qos, word), "round {round}, step {step}");
+                }
+            }
+        }
+    }
+    for client in receivers.iter_mut().chain(&mut publishers) {
+        client.ping();
+    }
+}

@@ -17,7 +17,7 @@ use crate::access::{Grant, Refusal};
 use crate::channel::{ConnectionId, Outcome, SessionRef, Token};
 use crate::connection::Connection;
 use crate::interest::Delta;
-use crate::log::{ClusterLogEvent, LogEvent};
+use crate::log::{Anchor, ClusterLogEvent, LogEvent};
 use crate::message::{Inbound, Stored};
 use crate::net::Transport;
 use crate::partition::{Dispatched, Input};
@@ -127,6 +127,32 @@ pub enum LaneMessage {
         uid: u64,
     },
     Restarted,
+    /// A partition of the sender is about to move: what is for it waits.
+    Halt {
+        partition: u16,
+        epoch: u32,
+    },
+    /// Nothing more comes for it from here.
+    Halted {
+        partition: u16,
+        epoch: u32,
+    },
+    /// It does not move after all.
+    GoOn {
+        partition: u16,
+        epoch: u32,
+    },
+    /// A part of a sealed partition; the last one says up to where its log goes.
+    Luggage {
+        partition: u16,
+        epoch: u32,
+        part: Vec<u8>,
+        anchor: Option<Anchor>,
+    },
+    /// No connection of the sender belongs to a session of this partition.
+    Apart {
+        partition: u16,
+    },
     // these never leave the process; they stand last, as the others are numbered on links
     #[serde(skip)]
     Socket {
@@ -252,11 +278,10 @@ impl Lane {
 
     /// Something for a partition: of this lane later in the tick, of another lane by its mailbox.
     pub(super) fn convey(&mut self, partition: u16, what: Conveyed) {
-        let lane = self.shared.ring.home(partition);
-        if lane == self.number {
+        if self.shared.ring.home(partition) == self.number && !self.is_halted(partition) {
             self.todo.push_back(Todo::Partition { partition, what });
         } else {
-            self.send(lane, LaneMessage::Convey { partition, what });
+            self.post_to(partition, LaneMessage::Convey { partition, what });
         }
     }
 
@@ -359,6 +384,13 @@ impl Lane {
             LaneMessage::Joined { key } => self.on_joined(key),
             LaneMessage::Forget { uid } => self.todo.push_back(Todo::Forget { uid }),
             LaneMessage::Restarted => self.on_peer_restarted(from),
+            LaneMessage::Halt { partition, epoch } => self.on_halt(from, partition, epoch),
+            LaneMessage::Halted { partition, epoch } => self.on_halted(from, partition, epoch),
+            LaneMessage::GoOn { partition, epoch } => self.on_go_on(from, partition, epoch),
+            LaneMessage::Luggage { partition, epoch, part, anchor } => {
+                self.on_luggage(partition, epoch, &part, anchor);
+            }
+            LaneMessage::Apart { partition } => self.detach_in(partition, &|place| place == from),
             LaneMessage::Order(order) => self.on_order(order),
             LaneMessage::Peer { slot, incarnation } => self.on_node(slot, incarnation),
             LaneMessage::ClusterLog(event) => self.on_cluster_log(event),

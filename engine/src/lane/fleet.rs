@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use hashbrown::HashMap;
 
 use super::frozen::{Asked, Frozen, Pending};
+use super::moving::{Halt, Leaving, Sealed};
 use super::owners::{Owner, Parked, Taking};
 use super::{Lane, LaneMessage};
 use crate::channel::{ConnectionId, SessionRef};
@@ -63,6 +64,13 @@ pub(super) struct Fleet {
     pub walks: HashMap<u16, super::shared_log::Walks>,
     /// When groups of partitions that came are settled.
     pub settle: Vec<(u64, u16)>,
+    /// Up to where the logs of this lane's partitions go, as far as they are safe.
+    pub tips: HashMap<u16, crate::log::Anchor>,
+    /// Planned moves: partitions on their way out, held by everybody, on their way in (epoch, bytes so far), and sealed.
+    pub leaving: BTreeMap<u16, Leaving>,
+    pub halts: BTreeMap<u16, Halt>,
+    pub luggage: HashMap<u16, (u32, Vec<u8>)>,
+    pub sealed: BTreeMap<u16, Sealed>,
 }
 
 impl Fleet {
@@ -159,6 +167,8 @@ impl Lane {
         }
         self.nodes.remove(&slot);
         self.orphan(&lost);
+        self.break_halts(&|_, from, _| Ring::slot(from) == slot);
+        self.wait_without(slot);
     }
 
     /// Connections whose sessions were in these partitions: they are closed, those that ask for one ask the next owner.

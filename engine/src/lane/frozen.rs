@@ -49,12 +49,19 @@ pub(super) struct Frozen {
     waiting: BTreeMap<u16, u32>,
     /// What their owner, which lives, had been asked: it may answer that it has not acted any more, and comes first then.
     behind: BTreeSet<u64>,
+    /// Of a planned move: nothing at all may pass meanwhile, not even at QoS 0.
+    planned: bool,
 }
 
 impl Frozen {
     /// Of a node that knows nobody.
     pub fn everything(partitions: u16) -> Self {
-        Self { wanted: None, waiting: (0..partitions).map(|p| (p, 1)).collect(), behind: BTreeSet::new() }
+        Self { wanted: None, waiting: (0..partitions).map(|p| (p, 1)).collect(), behind: BTreeSet::new(), planned: false }
+    }
+
+    /// Of a partition that is moved: until somebody speaks for it under this epoch.
+    pub fn planned(wanted: Wanted, partition: u16, epoch: u32, behind: BTreeSet<u64>) -> Self {
+        Self { wanted: Some(wanted), waiting: BTreeMap::from([(partition, epoch)]), behind, planned: true }
     }
 
     /// The first table: nobody older than its owners counts.
@@ -94,7 +101,9 @@ impl Lane {
         let unspoken = (0..).zip(fleet.owners.iter().zip(&fleet.known)).filter(|(_, (o, k))| o.epoch != k.0);
         let unspoken: Vec<u16> = unspoken.map(|(p, _)| p).collect();
         serde_json::json!({"asked": asked, "pending": fleet.pending.len(), "frozen": frozen, "unspoken": unspoken,
-            "early": fleet.early.values().map(std::collections::VecDeque::len).sum::<usize>()})
+            "early": fleet.early.values().map(std::collections::VecDeque::len).sum::<usize>(),
+            "halted": fleet.halts.keys().collect::<Vec<_>>(), "leaving": fleet.leaving.keys().collect::<Vec<_>>(),
+            "sealed": fleet.sealed.keys().collect::<Vec<_>>()})
     }
 
     /// A member is gone: what it wanted is frozen for the partitions that it spoke for, what it was asked waits with it.
@@ -118,7 +127,7 @@ impl Lane {
             fleet.pending.insert(ask, Pending { token: Some(token), message, retain, left });
         }
         let wanted = Some(self.interest.snapshot(places));
-        fleet.frozen.push(Frozen { wanted, waiting, behind: BTreeSet::new() });
+        fleet.frozen.push(Frozen { wanted, waiting, behind: BTreeSet::new(), planned: false });
         self.thaw();
     }
 
@@ -139,7 +148,7 @@ impl Lane {
             let wanted = Some(self.interest.snapshot(Ring::places_of(slot)));
             let under_way = fleet.asked.iter().filter(|(_, a)| Ring::slot(a.place) == slot);
             let behind = under_way.map(|(ask, _)| *ask).collect();
-            fleet.frozen.push(Frozen { wanted, waiting, behind });
+            fleet.frozen.push(Frozen { wanted, waiting, behind, planned: false });
         }
     }
 
@@ -154,20 +163,19 @@ impl Lane {
         let Some((epoch, place)) = fleet.known.get(usize::from(partition)).copied() else { return };
         if place == self.number {
             let waiting = BTreeMap::from([(partition, epoch + 1)]);
-            fleet.frozen.push(Frozen { wanted, waiting, behind: BTreeSet::new() });
+            fleet.frozen.push(Frozen { wanted, waiting, behind: BTreeSet::new(), planned: false });
         }
     }
 
     /// Partitions for which a publish of this lane waits, beside being sent to all others: a frozen interest matches it, or
     /// somebody who may want it speaks for them already while an earlier publish still waits for the answer of who had them.
     pub(super) fn held_back(&self, message: &Inbound<'_>, places: u64) -> Vec<u16> {
-        let frozen = self.fleet.as_ref().filter(|f| !f.frozen.is_empty());
-        let Some(fleet) = frozen.filter(|_| message.view.head.qos != QoS::AtMostOnce) else { return Vec::new() };
-        let topic = message.view.topic;
+        let Some(fleet) = self.fleet.as_ref().filter(|f| !f.frozen.is_empty()) else { return Vec::new() };
+        let (topic, all) = (message.view.topic, message.view.head.qos != QoS::AtMostOnce);
         let goes_to = |place: u16| place == self.number || places.checked_shr(u32::from(place)).unwrap_or(0) & 1 == 1;
         let spoken = |p: u16| fleet.known.get(usize::from(p)).is_some_and(|(_, place)| goes_to(*place));
         let mut held = Vec::new();
-        for frozen in &fleet.frozen {
+        for frozen in fleet.frozen.iter().filter(|f| all || f.planned) {
             let matches = frozen.wanted.as_ref().is_none_or(|w| w.has(topic));
             held.extend(frozen.waiting.keys().copied().filter(|p| matches || spoken(*p)));
         }
@@ -208,12 +216,27 @@ impl Lane {
             frozen.waiting.retain(|p, _| !free.contains(p));
         }
         fleet.frozen.retain(|f| !f.waiting.is_empty());
-        if free.is_empty() {
-            return;
+        if !free.is_empty() {
+            self.let_go(&free);
         }
-        let orders: Vec<u64> = fleet.pending.keys().copied().collect();
+    }
+
+    /// A planned move was called off: what waited for this partition goes to who has it.
+    pub(super) fn unfreeze(&mut self, partition: u16) {
+        let Some(fleet) = &mut self.fleet else { return };
+        for frozen in fleet.frozen.iter_mut().filter(|f| f.planned) {
+            frozen.waiting.remove(&partition);
+        }
+        fleet.frozen.retain(|f| !f.waiting.is_empty());
+        if !fleet.frozen.iter().any(|f| f.waiting.contains_key(&partition)) {
+            self.let_go(&BTreeSet::from([partition]));
+        }
+    }
+
+    fn let_go(&mut self, free: &BTreeSet<u16>) {
+        let orders: Vec<u64> = self.fleet.iter().flat_map(|f| f.pending.keys().copied()).collect();
         for order in orders {
-            self.ask_again(order, &free);
+            self.ask_again(order, free);
         }
         if self.fleet.as_ref().is_some_and(|f| f.frozen.is_empty()) {
             self.ask_deferred_queries();

@@ -361,7 +361,7 @@ impl Lane {
         let session = c.session;
         let token = Token { connection, number: c.owed.next(), ask: 0 };
         c.owed.push(Owed { id, exactly_once: true, waiting: 1, outcome: Default::default() });
-        if !self.owns(session.partition) {
+        if !self.owns(session.partition) || self.is_halted(session.partition) {
             return self.hold_elsewhere(key, id, token, &message);
         }
         let before = self.held(session);

@@ -18,6 +18,7 @@ mod frozen;
 mod ingest;
 #[cfg(test)]
 mod log_tests;
+mod moving;
 mod orders;
 mod owners;
 mod peers;
@@ -339,6 +340,7 @@ impl Lane {
         self.fire_timers();
         self.work();
         self.tend_fleet();
+        self.tend_moves();
         self.write_log();
         self.append_shared();
         self.flush_dirty();
@@ -353,7 +355,7 @@ impl Lane {
     }
 
     fn timeout(&self) -> Option<Duration> {
-        if !self.ready.is_empty() || !self.todo.is_empty() || !self.inbox.is_empty() {
+        if !(self.ready.is_empty() && self.todo.is_empty() && self.inbox.is_empty()) || self.sends_parts() {
             return Some(if self.held_up() { Duration::from_millis(1) } else { Duration::ZERO });
         }
         let due = [self.timers.next_ms(), self.partitions_due_ms, self.stopping_at_ms];

@@ -40,6 +40,7 @@ impl Lane {
                 let owners: Vec<Owner> = partitions.iter().map(owner).collect();
                 self.on_table(version, &owners);
             }
+            Order::Move { partition, slot } => self.begin_move(partition, slot),
             Order::Stop { grace_ms } => self.begin_stop(grace_ms),
             Order::End => self.ended = true,
             _ => {}

@@ -68,10 +68,13 @@ impl Lane {
         let numbers: Vec<u16> = changed.iter().map(|(p, _)| *p).collect();
         let newer = |p: u16, epoch: u32, _| owners.get(usize::from(p)).is_none_or(|o| epoch < o.epoch);
         self.freeze_moved(&numbers, &newer);
-        for p in &numbers {
+        for (p, owner) in &changed {
             self.give_away(*p);
+            self.end_leaving(*p, *owner);
         }
-        self.orphan(&numbers);
+        self.break_halts(&|p, _, epoch| owners.get(usize::from(p)).is_some_and(|o| o.epoch > epoch + 1));
+        let lost: Vec<u16> = numbers.into_iter().filter(|p| !self.is_halted(*p)).collect();
+        self.orphan(&lost);
         for (p, owner) in changed {
             let mine = owner.slot == Some(Ring::slot(self.number)) && self.is_lane_of(p);
             if mine {
@@ -87,6 +90,9 @@ impl Lane {
     }
 
     fn begin_taking(&mut self, partition: u16, epoch: u32) {
+        if self.take_sealed(partition, epoch) {
+            return;
+        }
         let replay = self.shared.cluster_log.get().map(|_| Box::new(Replay::with_bodies(partition)));
         let logged = replay.is_some();
         if let Some(fleet) = &mut self.fleet {
@@ -114,27 +120,36 @@ impl Lane {
         }
         self.carry_out(&mut effects, None);
         self.work();
-        let version = self.interest.announce(partition, epoch);
+        self.speak_for(partition, epoch, false);
+    }
+
+    /// Everybody learns that this lane speaks for a partition; `carried` with all it knew.
+    pub(super) fn speak_for(&mut self, partition: u16, epoch: u32, carried: bool) {
+        let version = self.interest.announce(partition, epoch, carried);
         let number = self.number;
         if let Some(fleet) = &mut self.fleet {
             fleet.since.insert(partition, version);
-            fleet.settle.push((self.now_ms + SETTLE_MS, partition));
+            if !carried {
+                fleet.settle.push((self.now_ms + SETTLE_MS, partition));
+            }
             fleet.taking.insert(partition, Taking { epoch, replay: None, version });
         }
-        self.speaks(partition, epoch, number);
+        self.speaks(partition, epoch, number, carried);
         self.note_partition_timers();
         self.look_at_barriers();
     }
 
     /// Somebody speaks for a partition from now on.
-    fn speaks(&mut self, partition: u16, epoch: u32, place: u16) {
+    fn speaks(&mut self, partition: u16, epoch: u32, place: u16, carried: bool) {
         let known = self.fleet.as_mut().and_then(|f| f.known.get_mut(usize::from(partition)));
         match known {
             Some(known) if known.0 <= epoch => *known = (epoch, place),
             _ => return,
         }
         self.thaw();
-        self.join_again(partition);
+        if !self.end_halt(partition, epoch, place, carried) {
+            self.join_again(partition);
+        }
     }
 
     /// Sessions of this lane join the groups of a partition that has another owner now.
@@ -177,22 +192,29 @@ impl Lane {
         }
         fleet.since.remove(&partition);
         fleet.walks.remove(&partition);
+        fleet.tips.remove(&partition);
         let Some(mut gone) = gone else { return };
         fleet.batches.insert(partition, gone.journal().batches());
         let mut effects = Effects::new();
         let unanswered = gone.retire(&mut effects);
         self.freeze_own(partition, &effects);
         self.carry_out(&mut effects, None);
-        self.interest.withdraw(partition);
-        let version = self.interest.touch();
-        if let Some(fleet) = &mut self.fleet {
-            fleet.given.push_back((version, partition));
-            if fleet.given.len() > GIVEN_MAX {
-                fleet.given.pop_front();
-            }
-        }
+        self.note_given(partition);
         for token in unanswered {
             self.left_unanswered(token, partition);
+        }
+    }
+
+    /// This lane speaks for it no more: who asks for it is told so.
+    pub(super) fn note_given(&mut self, partition: u16) {
+        self.interest.withdraw(partition);
+        let version = self.interest.touch();
+        let Some(fleet) = &mut self.fleet else { return };
+        fleet.walks.remove(&partition);
+        fleet.since.remove(&partition);
+        fleet.given.push_back((version, partition));
+        if fleet.given.len() > GIVEN_MAX {
+            fleet.given.pop_front();
         }
     }
 
@@ -228,11 +250,12 @@ impl Lane {
 
     fn apply_interest(&mut self, from: u16, delta: &Delta) {
         self.interest.apply(from, delta);
+        for served in &delta.serves {
+            self.speaks(served.partition, served.epoch, from, served.carried);
+        }
+        // behind what speaking has set free: who hears it may count on that
         let sent = self.sent.clone();
         self.send(from, LaneMessage::Confirm { version: delta.version, sent });
-        for (partition, epoch) in &delta.serves {
-            self.speaks(*partition, *epoch, from);
-        }
     }
 
     /// A newer table is in force: what named it counts now.
@@ -326,6 +349,9 @@ impl Lane {
 
     /// Something has to be looked at soon though nothing may happen.
     pub(super) fn fleet_waits(&self) -> bool {
-        self.fleet.as_ref().is_some_and(|f| !f.unsettled.is_empty() || !f.parked.is_empty() || !f.settle.is_empty())
+        let waits = |f: &super::fleet::Fleet| {
+            !(f.unsettled.is_empty() && f.parked.is_empty() && f.settle.is_empty() && f.leaving.is_empty())
+        };
+        self.fleet.as_deref().is_some_and(waits)
     }
 }

@@ -85,14 +85,15 @@ impl Lane {
 
     /// A connection's word to its session, wherever that is.
     pub(super) fn tell_session(&mut self, partition: u16, input: Input<'_>) {
+        let halted = self.is_halted(partition);
         let input = match input {
             // nobody serves it at this moment
-            Input::Attach(attach) if !self.serves(partition) && self.is_far(partition) => {
+            Input::Attach(attach) if !halted && !self.serves(partition) && self.is_far(partition) => {
                 return self.park(partition, attach);
             }
             input => input,
         };
-        if self.owns(partition) {
+        if self.owns(partition) && !halted {
             return self.step(partition, input, None);
         }
         let what = match input {
@@ -122,8 +123,7 @@ impl Lane {
     }
 
     pub(super) fn send_to_session(&mut self, partition: u16, what: ToSession) {
-        let lane = self.shared.ring.home(partition);
-        self.send(lane, LaneMessage::ToSession { partition, what });
+        self.post_to(partition, LaneMessage::ToSession { partition, what });
     }
 
     /// The word of a connection that is elsewhere.
@@ -179,7 +179,7 @@ impl Lane {
     }
 
     pub(super) fn set_rights(&mut self, session: SessionRef, rules: Rules) {
-        if !self.owns(session.partition) {
+        if !self.owns(session.partition) || self.is_halted(session.partition) {
             return self.send_to_session(session.partition, ToSession::Rights { session, rules });
         }
         if let Some(partition) = self.partition(session.partition) {

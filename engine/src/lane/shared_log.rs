@@ -5,7 +5,7 @@
 //! everything before it is given back.
 
 use super::Lane;
-use crate::log::{Appended, At, Batch, ClusterLogEvent, Emptied, Part, Walked};
+use crate::log::{Anchor, Appended, At, Batch, ClusterLogEvent, Emptied, Part, Walked};
 use crate::partition::{Input, Partition, Resumed, Walk};
 use crate::queue::IN_MEMORY;
 use crate::record::{Replay, next_record};
@@ -88,7 +88,14 @@ impl Lane {
                     **replay = Replay::with_bodies(partition);
                 }
             }
-            ClusterLogEvent::Fenced { partition, epoch, next, .. } => self.on_fenced_log(partition, epoch, next),
+            ClusterLogEvent::Fenced { partition, epoch, at, next, checkpoint } => {
+                if let Some(fleet) = &mut self.fleet {
+                    fleet.tips.insert(partition, Anchor { at, epoch, next, checkpoint });
+                }
+                if !self.on_fenced_sealed(partition, epoch, next) {
+                    self.on_fenced_log(partition, epoch, next);
+                }
+            }
             // Nothing of it becomes safe any more, so nothing is acknowledged. It stays until the table says who has it now: what
             // this lane wants for it must not be taken back before everybody knows whose it is.
             ClusterLogEvent::Resigned { partition, epoch } => {
@@ -163,6 +170,9 @@ impl Lane {
             return;
         }
         let up_to = last.first + u64::from(last.count);
+        if let Some(tip) = self.fleet.as_mut().and_then(|f| f.tips.get_mut(&partition)) {
+            (tip.at, tip.next) = (last.at, up_to);
+        }
         self.step(partition, Input::Safe { number, up_to, address: IN_MEMORY }, None);
         let Some(walks) = self.fleet.as_mut().and_then(|f| f.walks.get_mut(&partition)) else { return };
         let Some(walking) = &mut walks.walking else { return };
@@ -174,6 +184,9 @@ impl Lane {
         }
         let (at, bytes) = (walking.at, walking.bytes);
         (walks.walking, walks.last) = (None, bytes);
+        if let Some(tip) = self.fleet.as_mut().and_then(|f| f.tips.get_mut(&partition)).filter(|_| at != 0) {
+            tip.checkpoint = at;
+        }
         if let Some(log) = self.shared.cluster_log.get().filter(|_| at != 0) {
             log.checkpoint(partition, at);
             log.trim(partition, at);

@@ -51,7 +51,7 @@ impl Wish<'_> {
 #[derive(Debug)]
 pub(super) struct Asked {
     connection: ConnectionId,
-    session: SessionRef,
+    pub session: SessionRef,
     id: u16,
     codes: SmallVec<[u8; 4]>,
     /// Filters whose retained messages are wanted.
@@ -69,7 +69,7 @@ pub(super) struct Asked {
 /// Retained messages for one subscription, on their way from the lanes that keep them.
 #[derive(Debug)]
 pub(super) struct Gathering {
-    session: SessionRef,
+    pub session: SessionRef,
     filter: Box<str>,
     qos: QoS,
     ids: SubscriptionIds,
@@ -109,7 +109,7 @@ impl Lane {
     /// The session grants it, wherever it is; elsewhere takes a while, in which the client is not read.
     fn wish(&mut self, wish: Wish<'_>) {
         let partition = wish.session.partition;
-        if self.owns(partition) {
+        if self.owns(partition) && !self.is_halted(partition) {
             return self.grant(wish);
         }
         if let Some(c) = self.connection(wish.connection) {
@@ -271,11 +271,11 @@ impl Lane {
 
     /// A session joins a group, with a SUBACK that waits or to assert a membership again.
     pub(super) fn ask_to_join(&mut self, group: Box<str>, member: Member, again: bool, question: Option<Question>) {
-        let lane = self.shared.ring.home(self.shared.ring.partition(&group));
-        if lane == self.number {
+        let partition = self.shared.ring.partition(&group);
+        if self.shared.ring.home(partition) == self.number && !self.is_halted(partition) {
             self.todo.push_back(Todo::Joined { group, member, again, question });
         } else {
-            self.send(lane, LaneMessage::Join { group, member, again, question });
+            self.post_to(partition, LaneMessage::Join { group, member, again, question });
         }
     }
 

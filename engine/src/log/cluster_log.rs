@@ -4,6 +4,8 @@
 //! [`ClusterLogNotify`], from a thread of the place. An **address** is where something lies in the place; addresses of a partition
 //! grow, 0 is none. The *index* of a record counts the records of its partition, in every place alike.
 
+use serde::{Deserialize, Serialize};
+
 use super::{Batch, Position};
 
 /// Address in a place.
@@ -54,7 +56,7 @@ pub struct Part {
 }
 
 /// Up to where somebody knows the log of a partition: everything up to `at` is applied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Anchor {
     /// Address of the last append that is known; 0 to begin with what is there.
     pub at: At,
@@ -129,6 +131,8 @@ pub enum ClusterLogEvent {
         at: At,
         /// Index of the next record.
         next: Position,
+        /// Address at which the last complete checkpoint begins; 0 is none.
+        checkpoint: At,
     },
     /// Another owner has a higher epoch: what is not safe by now never will be, say nothing more about it.
     Resigned {

@@ -21,7 +21,7 @@ impl Partition {
     /// Sends what the window allows, oldest first, then feeds a retained replay.
     pub(super) fn pump(&mut self, slot: u32, out: &mut Effects) {
         let (mut bytes, mut count) = (0, 0);
-        loop {
+        while !self.paused {
             let inflight_bytes_max = self.rules.limits.inflight_bytes_max;
             let Some(session) = self.state.session_mut(slot) else { return };
             let Some(channel) = session.can_send(inflight_bytes_max) else { return };

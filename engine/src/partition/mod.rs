@@ -5,6 +5,7 @@
 //! until the log says that it is safe. Matching topics to subscribers is the lane's work (`tree`).
 
 mod attach;
+mod carry;
 mod deliver;
 mod effect;
 mod group;
@@ -219,6 +220,8 @@ pub struct Partition {
     wanted: (i64, i64),
     timers: Timers<(u32, u64)>,
     next_uid: u64,
+    /// It is about to move: nothing is sent at QoS 1 and 2.
+    paused: bool,
     /// Places of shared groups in the tree.
     group_slots: slab::Slab<u64>,
     now_ms: u64,
@@ -238,6 +241,7 @@ impl Partition {
             wanted: (0, 0),
             timers: Timers::new(),
             next_uid: crate::record::make_uid(number, incarnation, 1),
+            paused: false,
             group_slots: slab::Slab::new(),
             now_ms: 0,
         }

@@ -34,6 +34,20 @@ impl Partition {
     /// The partition belongs to another node now: the tree forgets what it wanted, and it counts no more. Returns the publishes
     /// that were to be answered when they were safe.
     pub fn retire(&mut self, out: &mut Effects) -> Vec<Token> {
+        self.unlist(out);
+        let retained = self.state.retained.each().filter(|m| m.head().publisher != 0);
+        let (count, bytes) = retained.fold((0, 0), |(count, bytes), m| (count + 1, bytes + m.len() as i64));
+        self.rules.retained.shift(-count, -bytes);
+        self.uncount_queues();
+        let unanswered = self.held_back.iter().filter_map(|(_, effect)| match effect {
+            Effect::Answer { token, .. } => Some(*token),
+            _ => None,
+        });
+        unanswered.collect()
+    }
+
+    /// The tree forgets what it wanted.
+    pub fn unlist(&self, out: &mut Effects) {
         for (slot, s) in self.state.each() {
             let subscriber = Subscriber { partition: self.number, slot, ..Subscriber::default() };
             for filter in s.subscriptions.keys().filter(|f| super::subscribe::group_name(f).is_none()) {
@@ -45,15 +59,6 @@ impl Partition {
                 Subscriber { partition: self.number, slot: group.slot, group: true, ..Subscriber::default() };
             out.push(Effect::Unsubscribe { filter: group.filter().into(), key: subscriber.key() });
         }
-        let retained = self.state.retained.each().filter(|m| m.head().publisher != 0);
-        let (count, bytes) = retained.fold((0, 0), |(count, bytes), m| (count + 1, bytes + m.len() as i64));
-        self.rules.retained.shift(-count, -bytes);
-        self.uncount_queues();
-        let unanswered = self.held_back.iter().filter_map(|(_, effect)| match effect {
-            Effect::Answer { token, .. } => Some(*token),
-            _ => None,
-        });
-        unanswered.collect()
     }
 
     /// Sessions of these partitions are gone: they leave every group here, and what they had goes to other members.

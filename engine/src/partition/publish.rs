@@ -153,7 +153,7 @@ impl Partition {
             return;
         }
         let waits = d.qos == QoS::ExactlyOnce || self.rules.deliver_after_safe;
-        if d.durable && self.journal.on && waits {
+        if self.paused || d.durable && self.journal.on && waits {
             return;
         }
         let Some(channel) = session.can_send(max) else { return };

@@ -82,8 +82,15 @@ impl Partition {
                 let durable = s.durable();
                 let member = Member { session, qos: sub.qos, id: sub.id, online: false, durable, window: 0, open: 0 };
                 out.push(Effect::GroupJoin { group: group.into(), member, again: true });
-                continue;
             }
+        }
+        self.enlist(slot, out);
+    }
+
+    /// The tree learns what a session wants.
+    pub(super) fn enlist(&self, slot: u32, out: &mut Effects) {
+        let Some(s) = self.state.session(slot) else { return };
+        for (filter, sub) in s.subscriptions.iter().filter(|(f, _)| super::subscribe::group_name(f).is_none()) {
             let subscriber = Subscriber {
                 partition: self.number,
                 slot,

@@ -93,6 +93,11 @@ pub enum Order {
         version: u64,
         partitions: Vec<(i32, u32)>,
     },
+    /// A partition of this node shall move to the node with this slot, with everything it knows.
+    Move {
+        partition: u16,
+        slot: u16,
+    },
     /// These members are answered no more: this node has reported them silent.
     Bind {
         slots: Vec<u16>,

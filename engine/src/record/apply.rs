@@ -29,6 +29,28 @@ pub struct State {
 }
 
 impl State {
+    /// The state of a partition that came from elsewhere: sessions keep their places.
+    #[must_use]
+    pub fn carried(
+        sessions: Vec<(u32, Session)>,
+        retained: Vec<Stored>,
+        origins: Vec<(u64, Window)>,
+        groups: Vec<Group>,
+    ) -> Self {
+        let mut state = Self::default();
+        state.sessions = sessions.into_iter().map(|(slot, s)| (slot as usize, s)).collect();
+        let (hasher, sessions) = (&state.hasher, &state.sessions);
+        let hash = |slot: u32| sessions.get(slot as usize).map_or(0, |s| hasher.hash_one(&*s.client_id));
+        for slot in sessions.iter().map(|(slot, _)| u32::try_from(slot).unwrap_or(u32::MAX)) {
+            state.by_id.insert_unique(hash(slot), slot, |s| hash(*s));
+        }
+        retained.into_iter().for_each(|message| state.retained.set(message));
+        state.origins = origins.into_iter().collect();
+        state.group_names = groups.iter().map(|g| (g.name.clone(), g.uid)).collect();
+        state.groups = groups.into_iter().map(|g| (g.uid, g)).collect();
+        state
+    }
+
     /// The place of a client's session.
     #[must_use]
     pub fn find(&self, client_id: &str) -> Option<u32> {

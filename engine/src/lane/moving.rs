@@ -1,0 +1,448 @@
+//! A partition that moves to another place while its clients talk (`30-cluster.md`, section 6; record 0011).
+//!
+//! 1. *Halt.* The owner pauses the partition and asks every lane of every member to hold what is for it. Each one answers behind
+//!    everything that it had said; from then on nothing for the partition is on its way.
+//! 2. *Seal.* When all have answered and all is safe, the owner packs the partition with everything it knows and sends it.
+//! 3. *Own.* The target compares the digests. Only the table makes it the owner; it then fences the log, which must end where the
+//!    owner ended, and speaks for the partition.
+//! 4. *Go on.* Who hears that sends what it held, in order. No socket closes, no session begins anew.
+//!
+//! Before the seal the owner can call it off by itself; after it only the table decides who has the partition, and an owner
+//! that gets it back goes on with what it had sealed, under a new epoch. If one of the two dies, halts end with it: connections
+//! of these sessions are closed, and the log tells the next owner what was acknowledged.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use serde_json::json;
+
+use super::frozen::Frozen;
+use super::{Lane, LaneMessage};
+use crate::connection::Away;
+use crate::interest::Wanted;
+use crate::log::{Anchor, Fence};
+use crate::partition::{Effects, Ending, Input, Partition};
+use crate::record::make_uid;
+use crate::ring::Ring;
+
+/// A halt that lasts longer is called off, milliseconds: one slow node must not stop the others.
+const HALT_MS: u64 = 500;
+/// After a seal the table must have decided within this, milliseconds; then the owner asks for its partition again.
+const SEALED_MS: u64 = 2_000;
+/// Bytes of a sealed partition that are sent in one tick.
+const PART_BYTES: usize = 4 * 1024 * 1024;
+
+/// A partition of this lane on its way out.
+#[derive(Debug)]
+pub(super) struct Leaving {
+    to: u16,
+    epoch: u32,
+    since_ms: u64,
+    /// Places that have not answered the halt.
+    missing: BTreeSet<u16>,
+    /// Once it is sealed: its bytes, and how many of them were sent.
+    parts: Option<(Vec<u8>, usize)>,
+    told: bool,
+}
+
+/// Somebody moves a partition: what is for it waits here.
+#[derive(Debug)]
+pub(super) struct Halt {
+    from: u16,
+    epoch: u32,
+    held: VecDeque<LaneMessage>,
+}
+
+/// A partition that was sealed, at its old owner and at its target: whom the table names goes on with it.
+#[derive(Debug)]
+pub(super) struct Sealed {
+    epoch: u32,
+    /// Up to where its log goes.
+    anchor: Anchor,
+    partition: Box<Partition>,
+}
+
+impl Lane {
+    // ---- the owner
+
+    /// The partition shall go to the node with this slot.
+    pub(super) fn begin_move(&mut self, partition: u16, slot: u16) {
+        if !self.owns(partition) {
+            return;
+        }
+        let Some(fleet) = &self.fleet else { return };
+        let epoch = fleet.known.get(usize::from(partition)).map_or(0, |k| k.0);
+        let others = fleet.members.iter().flat_map(|(slot, (_, lanes))| {
+            let first = Ring::places_of(*slot).start;
+            first..first + lanes
+        });
+        let others: BTreeSet<u16> = others.filter(|p| *p != self.number).collect();
+        let to = fleet.members.get(&slot).map(|(_, lanes)| Ring::place_in(slot, *lanes, partition));
+        let far = others.iter().find(|p| !self.reaches(**p)).copied();
+        if slot == Ring::slot(self.number) {
+            return;
+        }
+        let why = match (to, far) {
+            (None, _) => "its target is no member".to_owned(),
+            (_, Some(place)) => format!("the node in slot {} cannot be talked to", Ring::slot(place)),
+            _ if !self.serves(partition) => "it is not served yet".to_owned(),
+            _ if fleet.leaving.contains_key(&partition) || fleet.halts.contains_key(&partition) => return,
+            _ => String::new(),
+        };
+        let Some(to) = to.filter(|_| why.is_empty()) else { return self.say_failed(partition, epoch, &why) };
+        let filters = self.partition(partition).map(|p| {
+            p.pause();
+            p.filters().map(str::to_owned).collect::<Vec<_>>()
+        });
+        let filters = filters.unwrap_or_default();
+        let wanted = Wanted::of(self.shared.ring.key(), filters.iter().map(String::as_str));
+        self.hold_for(partition, epoch, self.number, wanted);
+        others.iter().for_each(|place| self.send(*place, LaneMessage::Halt { partition, epoch }));
+        let leaving = Leaving { to, epoch, since_ms: self.now_ms, missing: others, parts: None, told: false };
+        if let Some(fleet) = &mut self.fleet {
+            fleet.leaving.insert(partition, leaving);
+        }
+    }
+
+    fn say_failed(&self, partition: u16, epoch: u32, why: &str) {
+        let sealed = self.fleet.as_ref().is_some_and(|f| f.sealed.contains_key(&partition));
+        let told = json!({"event": "move_failed", "partition": partition, "epoch": epoch, "why": why, "sealed": sealed});
+        self.shared.events.push(told);
+    }
+
+    pub(super) fn on_halted(&mut self, from: u16, partition: u16, epoch: u32) {
+        let leaving = self.fleet.as_mut().and_then(|f| f.leaving.get_mut(&partition));
+        if let Some(leaving) = leaving.filter(|l| l.epoch == epoch) {
+            leaving.missing.remove(&from);
+        }
+    }
+
+    /// A node is gone: nobody waits for its answers.
+    pub(super) fn wait_without(&mut self, slot: u16) {
+        let leaving = self.fleet.iter_mut().flat_map(|f| f.leaving.values_mut());
+        leaving.for_each(|l| l.missing.retain(|place| Ring::slot(*place) != slot));
+    }
+
+    /// The end of a tick: what can go on goes on.
+    pub(super) fn tend_moves(&mut self) {
+        let Some(fleet) = self.fleet.as_ref().filter(|f| !f.leaving.is_empty()) else { return };
+        for partition in fleet.leaving.keys().copied().collect::<Vec<_>>() {
+            self.tend_move(partition);
+        }
+    }
+
+    fn tend_move(&mut self, partition: u16) {
+        let Some(leaving) = self.fleet.as_ref().and_then(|f| f.leaving.get(&partition)) else { return };
+        let (to, epoch, waited) = (leaving.to, leaving.epoch, self.now_ms.saturating_sub(leaving.since_ms));
+        let (sealed, told, missing) = (leaving.parts.is_some(), leaving.told, leaving.missing.first().copied());
+        if sealed {
+            if !told && (waited > SEALED_MS || !self.reaches(to)) {
+                self.fleet.iter_mut().filter_map(|f| f.leaving.get_mut(&partition)).for_each(|l| l.told = true);
+                self.say_failed(partition, epoch, "its target has not taken it");
+            }
+            return self.send_parts(partition);
+        }
+        if missing.is_none() && self.is_at_rest(partition) {
+            return self.seal(partition);
+        }
+        if waited > HALT_MS || !self.reaches(to) {
+            let why = match missing {
+                Some(place) => format!("the node in slot {} does not hold still", Ring::slot(place)),
+                None => "what it wrote was not safe in time".to_owned(),
+            };
+            self.call_off(partition, &why);
+        }
+    }
+
+    /// Nothing is on its way that this partition has to answer, or that answers it.
+    fn is_at_rest(&self, partition: u16) -> bool {
+        let rests = self.partitions.get(usize::from(partition)).and_then(|p| p.as_deref()).is_some_and(Partition::at_rest);
+        let asks = self.questions.iter().any(|(_, a)| a.session.partition == partition);
+        let gathers = self.gatherings.values().any(|g| g.session.partition == partition);
+        rests && self.deferred.is_empty() && self.joins.is_empty() && !asks && !gathers
+    }
+
+    /// Everybody goes on as if nothing had been.
+    fn call_off(&mut self, partition: u16, why: &str) {
+        let Some(leaving) = self.fleet.as_mut().and_then(|f| f.leaving.remove(&partition)) else { return };
+        let epoch = leaving.epoch;
+        self.send_all(|| LaneMessage::GoOn { partition, epoch });
+        let (now_ms, mut effects) = (self.now_ms, Effects::new());
+        self.partition(partition).into_iter().for_each(|p| p.go_on(now_ms, &mut effects));
+        self.carry_out(&mut effects, None);
+        self.on_go_on(self.number, partition, epoch);
+        self.say_failed(partition, epoch, why);
+    }
+
+    /// Nothing for it is on its way: it is packed, and acts no more.
+    fn seal(&mut self, partition: u16) {
+        let packed = self.partition(partition).map(|p| p.pack());
+        let bytes = match packed {
+            Some(Ok(bytes)) => bytes,
+            Some(Err(why)) => return self.call_off(partition, &why),
+            None => return,
+        };
+        let Some(gone) = self.partitions.get_mut(usize::from(partition)).and_then(Option::take) else { return };
+        if let Some(log) = self.shared.cluster_log.get() {
+            log.release(partition);
+        }
+        let mut effects = Effects::new();
+        gone.unlist(&mut effects);
+        self.carry_out(&mut effects, None);
+        self.note_away(&gone);
+        self.note_given(partition);
+        let Some(fleet) = &mut self.fleet else { return };
+        fleet.batches.insert(partition, gone.journal().batches());
+        let anchor = fleet.tips.get(&partition).copied().unwrap_or_default();
+        let Some(leaving) = fleet.leaving.get_mut(&partition) else { return };
+        fleet.sealed.insert(partition, Sealed { epoch: leaving.epoch, anchor, partition: gone });
+        leaving.parts = Some((bytes, 0));
+        self.send_parts(partition);
+    }
+
+    /// Connections of this lane whose sessions go: what they could look up is noted with them.
+    fn note_away(&mut self, gone: &Partition) {
+        let number = self.number;
+        let is_here = |place: u16| place == number;
+        let mut found = Vec::new();
+        for (_, s, connection) in gone.channels_of(&is_here) {
+            let held = s.held.as_ref().map(|h| h.ids().iter().map(|(id, _)| *id).collect()).unwrap_or_default();
+            found.push((connection, Away { held, expiry_s: s.expiry_s }));
+        }
+        for (connection, away) in found {
+            if let Some(c) = self.connection(connection) {
+                c.rare.get_or_insert_default().away = Some(away);
+            }
+        }
+    }
+
+    fn send_parts(&mut self, partition: u16) {
+        let Some(fleet) = &mut self.fleet else { return };
+        let Some(Leaving { to, epoch, parts: Some((bytes, sent)), .. }) = fleet.leaving.get_mut(&partition) else { return };
+        if *sent >= bytes.len() {
+            return;
+        }
+        let end = bytes.len().min(*sent + PART_BYTES);
+        let part = bytes.get(*sent..end).unwrap_or_default().to_vec();
+        *sent = end;
+        let anchor = fleet.sealed.get(&partition).map(|s| s.anchor);
+        let (to, epoch, anchor) = (*to, *epoch, anchor.filter(|_| end == bytes.len()));
+        if end == bytes.len() {
+            *bytes = Vec::new();
+            *sent = 0;
+        }
+        self.send(to, LaneMessage::Luggage { partition, epoch, part, anchor });
+    }
+
+    /// Something of a sealed partition is still to be sent.
+    pub(super) fn sends_parts(&self) -> bool {
+        let parts = self.fleet.iter().flat_map(|f| f.leaving.values()).filter_map(|l| l.parts.as_ref());
+        parts.into_iter().any(|(bytes, sent)| *sent < bytes.len())
+    }
+
+    /// The table has decided: what was sealed is kept only by whom it names.
+    pub(super) fn end_leaving(&mut self, partition: u16, owner: super::owners::Owner) {
+        let Some(fleet) = &mut self.fleet else { return };
+        fleet.leaving.remove(&partition);
+        let mine = owner.slot == Some(Ring::slot(self.number));
+        if !mine || fleet.sealed.get(&partition).is_some_and(|s| s.epoch + 1 != owner.epoch) {
+            self.drop_sealed(partition);
+        }
+    }
+
+    // ---- the target
+
+    pub(super) fn on_luggage(&mut self, partition: u16, epoch: u32, part: &[u8], anchor: Option<Anchor>) {
+        let Some(fleet) = &mut self.fleet else { return };
+        let coming = fleet.luggage.entry(partition).or_default();
+        if coming.0 != epoch {
+            *coming = (epoch, Vec::new());
+        }
+        coming.1.extend_from_slice(part);
+        let Some(anchor) = anchor else { return };
+        let is_owned = fleet.owners.get(usize::from(partition)).is_some_and(|o| o.epoch == epoch);
+        let (_, bytes) = fleet.luggage.remove(&partition).unwrap_or_default();
+        if !is_owned {
+            return; // late: the table has decided meanwhile
+        }
+        match Partition::unpack(partition, self.config.rules(&self.shared), &bytes) {
+            Ok(unpacked) => {
+                let (sessions, bytes) = (unpacked.state().len(), bytes.len());
+                self.drop_sealed(partition);
+                if let Some(fleet) = &mut self.fleet {
+                    fleet.sealed.insert(partition, Sealed { epoch, anchor, partition: Box::new(unpacked) });
+                }
+                let told = json!({"event": "carried", "partition": partition, "epoch": epoch, "sessions": sessions,
+                    "bytes": bytes});
+                self.shared.events.push(told);
+            }
+            Err(why) => self.say_failed(partition, epoch, &why),
+        }
+    }
+
+    /// The table has named somebody else, or the seal was of an older epoch.
+    pub(super) fn drop_sealed(&mut self, partition: u16) {
+        let sealed = self.fleet.as_mut().and_then(|f| f.sealed.remove(&partition));
+        if let Some(mut sealed) = sealed {
+            sealed.partition.retire(&mut Effects::new());
+        }
+    }
+
+    /// The table says that this lane has the partition: it goes on with what was sealed, if that is there. False: it is not.
+    pub(super) fn take_sealed(&mut self, partition: u16, epoch: u32) -> bool {
+        let Some(fleet) = &mut self.fleet else { return false };
+        let Some(sealed) = fleet.sealed.get(&partition).filter(|s| s.epoch + 1 == epoch) else { return false };
+        let known = sealed.anchor;
+        fleet.taking.insert(partition, super::owners::Taking { epoch, replay: None, version: 0 });
+        match self.shared.cluster_log.get() {
+            Some(log) => log.fence(Fence { partition, epoch, known, at_least: known.at }),
+            None => self.settle_in(partition, epoch),
+        }
+        true
+    }
+
+    /// Its log is fenced: it must end where the seal ended. True if it was one that was sealed.
+    pub(super) fn on_fenced_sealed(&mut self, partition: u16, epoch: u32, next: u64) -> bool {
+        let Some(fleet) = &self.fleet else { return false };
+        let Some(sealed) = fleet.sealed.get(&partition).filter(|s| s.epoch + 1 == epoch) else { return false };
+        if sealed.partition.journal().last() == next {
+            self.settle_in(partition, epoch);
+        } else {
+            // its old owner went on after all: what it sealed is not what was acknowledged
+            self.drop_sealed(partition);
+            self.shared.events.push(json!({"event": "stale", "partition": partition, "epoch": epoch}));
+        }
+        true
+    }
+
+    fn settle_in(&mut self, partition: u16, epoch: u32) {
+        let Some(fleet) = &mut self.fleet else { return };
+        let Some(Sealed { partition: mut fresh, .. }) = fleet.sealed.remove(&partition) else { return };
+        fresh.set_next_uid(make_uid(partition, epoch, 1));
+        if let Some(number) = fleet.batches.get(&partition) {
+            fresh.set_next_batch(*number);
+        }
+        fresh.set_rules(self.config.rules(&self.shared));
+        if let Some(place) = self.partitions.get_mut(usize::from(partition)) {
+            *place = Some(fresh);
+        }
+        let (now_ms, mut effects) = (self.now_ms, Effects::new());
+        self.partition(partition).into_iter().for_each(|p| p.settle_in(now_ms, &mut effects));
+        self.carry_out(&mut effects, None);
+        self.work();
+        let gone: Vec<u16> = (0..self.shared.ring.places()).filter(|p| !self.reaches(*p)).collect();
+        self.detach_in(partition, &|place| gone.contains(&place));
+        self.speak_for(partition, epoch, true);
+    }
+
+    /// Channels that lead to such places lead nowhere.
+    pub(super) fn detach_in(&mut self, partition: u16, is_gone: &dyn Fn(u16) -> bool) {
+        let Some(p) = self.partitions.get(usize::from(partition)).and_then(|p| p.as_deref()) else { return };
+        let found = p.channels_of(is_gone).map(|(session, s, connection)| (session, s.client_id.clone(), connection));
+        let lost: Vec<_> = found.collect();
+        for (session, client_id, connection) in lost {
+            let ending = Ending { will: true, expiry_s: None };
+            let input = Input::Detach { session: Some(session), client_id: &client_id, connection, ending };
+            self.step(session.partition, input, None);
+        }
+        self.note_partition_timers();
+    }
+
+    // ---- everybody
+
+    pub(super) fn on_halt(&mut self, from: u16, partition: u16, epoch: u32) {
+        let known = self.fleet.as_ref().and_then(|f| f.known.get(usize::from(partition)));
+        if known != Some(&(epoch, from)) {
+            return; // it is called off after a while
+        }
+        let wanted = self.interest.snapshot(from..from + 1);
+        self.hold_for(partition, epoch, from, wanted);
+        self.send(from, LaneMessage::Halted { partition, epoch });
+    }
+
+    fn hold_for(&mut self, partition: u16, epoch: u32, from: u16, wanted: Wanted) {
+        let Some(fleet) = &mut self.fleet else { return };
+        let behind = fleet.asked.iter().filter(|(_, a)| a.place == from).map(|(ask, _)| *ask).collect();
+        fleet.frozen.push(Frozen::planned(wanted, partition, epoch + 1, behind));
+        fleet.halts.insert(partition, Halt { from, epoch, held: VecDeque::new() });
+    }
+
+    /// It was called off: what was held goes to who has it.
+    pub(super) fn on_go_on(&mut self, from: u16, partition: u16, epoch: u32) {
+        let Some(fleet) = &mut self.fleet else { return };
+        if fleet.halts.get(&partition).is_none_or(|h| (h.from, h.epoch) != (from, epoch)) {
+            return;
+        }
+        let halt = fleet.halts.remove(&partition);
+        self.unfreeze(partition);
+        halt.into_iter().for_each(|halt| self.release(halt));
+    }
+
+    fn release(&mut self, halt: Halt) {
+        for message in halt.held {
+            let partition = self.destination(&message);
+            self.send(self.shared.ring.home(partition), message);
+        }
+    }
+
+    fn destination(&self, message: &LaneMessage) -> u16 {
+        match message {
+            LaneMessage::ToSession { partition, .. } | LaneMessage::Convey { partition, .. } => *partition,
+            LaneMessage::Join { group, .. } => self.shared.ring.partition(group),
+            _ => u16::MAX,
+        }
+    }
+
+    /// Is it for a partition that moves? Then it waits.
+    pub(super) fn hold(&mut self, partition: u16, message: LaneMessage) -> Option<LaneMessage> {
+        match self.fleet.as_mut().and_then(|f| f.halts.get_mut(&partition)) {
+            Some(halt) => {
+                halt.held.push_back(message);
+                None
+            }
+            None => Some(message),
+        }
+    }
+
+    pub(super) fn is_halted(&self, partition: u16) -> bool {
+        self.fleet.as_ref().is_some_and(|f| f.halts.contains_key(&partition))
+    }
+
+    /// Somebody speaks for a partition under a newer epoch. True if channels to its sessions go on.
+    pub(super) fn end_halt(&mut self, partition: u16, epoch: u32, place: u16, carried: bool) -> bool {
+        let halt = self.fleet.as_mut().and_then(|f| match f.halts.get(&partition) {
+            Some(halt) if halt.epoch < epoch => f.halts.remove(&partition),
+            _ => None,
+        });
+        let Some(halt) = halt else {
+            // it was carried past this lane: nothing here belongs to its sessions any more
+            if carried && place != self.number {
+                self.send(place, LaneMessage::Apart { partition });
+            }
+            return carried;
+        };
+        if carried {
+            self.release(halt);
+        } else {
+            self.orphan(&[partition]);
+        }
+        carried
+    }
+
+    /// These halts end without anybody who would go on: their connections are closed.
+    pub(super) fn break_halts(&mut self, is_over: &dyn Fn(u16, u16, u32) -> bool) {
+        let Some(fleet) = &mut self.fleet else { return };
+        let over = fleet.halts.iter().filter(|(p, h)| is_over(**p, h.from, h.epoch)).map(|(p, _)| *p);
+        let over: Vec<u16> = over.collect();
+        over.iter().for_each(|p| drop(fleet.halts.remove(p)));
+        if !over.is_empty() {
+            self.orphan(&over);
+        }
+    }
+
+    /// What goes to a session, a group or a partition elsewhere, unless it has to wait.
+    pub(super) fn post_to(&mut self, partition: u16, message: LaneMessage) {
+        if let Some(message) = self.hold(partition, message) {
+            self.send(self.shared.ring.home(partition), message);
+        }
+    }
+}

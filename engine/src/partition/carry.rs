@@ -1,0 +1,222 @@
+//! A partition that moves with everything it knows (`30-cluster.md`, section 6): sessions that end with their connection, windows
+//! and channels included, so that no client notices.
+//!
+//! Contract: only a partition at rest is packed ([`Partition::at_rest`]): everything it wrote is safe and nobody waits for it. Places
+//! of sessions stay, so references to them stay true. Each session travels with a digest of its own, the whole with that of the
+//! durable state: what arrives is what left, or the session that differs is named.
+
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::{Effects, Journal, Partition, Rules};
+use crate::channel::{ConnectionId, SessionRef};
+use crate::inflight::Window;
+use crate::log::Position;
+use crate::message::Stored;
+use crate::record::{State, digest};
+use crate::session::{Session, Total};
+use crate::shared::Group;
+
+const KEY: (u64, u64) = (0x526f_6f73_744d_5121, 0x6361_7272_6965_6421);
+/// Stands for an entry without a body.
+const NO_BODY: u32 = u32::MAX;
+
+/// One session: its place, its name, a digest of what follows and of the bodies it names, then itself.
+#[derive(Debug, Serialize, Deserialize)]
+struct Bag {
+    slot: u32,
+    client_id: Box<str>,
+    digest: u64,
+    user: Option<Arc<str>>,
+    session: Vec<u8>,
+    /// For each message of its queue the body's place.
+    bodies: Vec<u32>,
+}
+
+/// Everything a partition knows.
+#[derive(Debug, Serialize, Deserialize)]
+struct Luggage {
+    /// It has a log.
+    logged: bool,
+    last: Position,
+    next_uid: u64,
+    digest: u64,
+    bodies: Vec<Stored>,
+    bags: Vec<Bag>,
+    retained: Vec<Stored>,
+    origins: Vec<(u64, Window)>,
+    groups: Vec<Group>,
+}
+
+/// Digest of a session's bytes and of the bodies that it names.
+fn digest_of(session: &[u8], bodies: &[u32], prints: &[u64]) -> u64 {
+    let mut all = session.to_vec();
+    for place in bodies {
+        let print = prints.get(*place as usize).copied().unwrap_or(u64::from(*place));
+        all.extend_from_slice(&print.to_le_bytes());
+    }
+    crate::ring::siphash(KEY, &all)
+}
+
+fn print_of(body: &Stored) -> Result<u64, String> {
+    let bytes = postcard::to_stdvec(body).map_err(|e| e.to_string())?;
+    Ok(crate::ring::siphash(KEY, &bytes))
+}
+
+impl Partition {
+    /// Nothing that it did is on its way: all is safe and answered.
+    #[must_use]
+    pub fn at_rest(&self) -> bool {
+        let busy = |s: &Session| s.fetching || s.replay.as_ref().is_some_and(|r| r.pending > 0);
+        let waits = !self.held_back.is_empty() || self.journal.is_waiting() || !self.journal.all_safe();
+        !waits && !self.state.each().any(|(_, s)| busy(s))
+    }
+
+    /// From now on nothing is sent to clients at QoS 1 and 2 until it goes on, here or elsewhere.
+    pub const fn pause(&mut self) {
+        self.paused = true;
+    }
+
+    /// What has waited is sent.
+    pub fn go_on(&mut self, now_ms: u64, out: &mut Effects) {
+        (self.paused, self.now_ms) = (false, now_ms);
+        let slots: Vec<u32> = self.state.each().filter(|(_, s)| s.channel.is_some()).map(|(slot, _)| slot).collect();
+        for slot in slots {
+            self.pump(slot, out);
+        }
+    }
+
+    /// Every filter that its sessions and groups want.
+    pub fn filters(&self) -> impl Iterator<Item = &str> {
+        let own = self.state.each().flat_map(|(_, s)| s.subscriptions.keys());
+        let own = own.filter(|f| super::subscribe::group_name(f).is_none()).map(|f| &**f);
+        own.chain(self.state.groups().map(Group::filter))
+    }
+
+    /// Its bytes.
+    ///
+    /// # Errors
+    /// It is more than the format can say.
+    pub fn pack(&self) -> Result<Vec<u8>, String> {
+        let mut places: HashMap<*const crate::message::Head, u32> = HashMap::new();
+        let (mut bodies, mut prints, mut bags) = (Vec::new(), Vec::new(), Vec::new());
+        let users = self.rules.users.names();
+        for (slot, s) in self.state.each() {
+            let mut mine = Vec::with_capacity(s.queue.iter().count());
+            for (_, entry) in s.queue.iter() {
+                let Some(body) = &entry.body else {
+                    mine.push(NO_BODY);
+                    continue;
+                };
+                let fresh = u32::try_from(bodies.len()).map_err(|e| e.to_string())?;
+                let place = *places.entry(std::ptr::from_ref(body.head())).or_insert(fresh);
+                if place == fresh {
+                    prints.push(print_of(body)?);
+                    bodies.push(body.clone());
+                }
+                mine.push(place);
+            }
+            let session = postcard::to_stdvec(s).map_err(|e| e.to_string())?;
+            let digest = digest_of(&session, &mine, &prints);
+            let user = s.user.as_ref().and_then(|u| users.get(&Arc::as_ptr(u)).cloned());
+            bags.push(Bag { slot, client_id: s.client_id.clone(), digest, user, session, bodies: mine });
+        }
+        let luggage = Luggage {
+            logged: self.journal.on,
+            last: self.journal.last(),
+            next_uid: self.next_uid,
+            digest: digest(&self.state),
+            bodies,
+            bags,
+            retained: self.state.retained.each().cloned().collect(),
+            origins: self.state.origins().map(|(uid, w)| (uid, w.clone())).collect(),
+            groups: self.state.groups().cloned().collect(),
+        };
+        postcard::to_stdvec(&luggage).map_err(|e| e.to_string())
+    }
+
+    /// The partition that was packed, still paused. [`Self::settle_in`] follows, in its lane.
+    ///
+    /// # Errors
+    /// The bytes are not what left: says what differs, and in which session.
+    pub fn unpack(number: u16, rules: Rules, bytes: &[u8]) -> Result<Self, String> {
+        // its times are absolute ones, and must come out as they went in
+        crate::message::translate_deadlines(0);
+        let luggage: Luggage = postcard::from_bytes(bytes).map_err(|e| format!("it cannot be read: {e}"))?;
+        let prints: Vec<u64> = luggage.bodies.iter().map(print_of).collect::<Result<_, _>>()?;
+        let mut sessions = Vec::with_capacity(luggage.bags.len());
+        for bag in luggage.bags {
+            if digest_of(&bag.session, &bag.bodies, &prints) != bag.digest {
+                return Err(format!("session `{}` is not what it was", bag.client_id));
+            }
+            let read = postcard::from_bytes::<Session>(&bag.session);
+            let mut session = read.map_err(|e| format!("session `{}` cannot be read: {e}", bag.client_id))?;
+            session.queue.fill(bag.bodies.iter().map(|place| luggage.bodies.get(*place as usize).cloned()));
+            session.user = bag.user.and_then(|name| rules.users.account(&name));
+            sessions.push((bag.slot, session));
+        }
+        let state = State::carried(sessions, luggage.retained, luggage.origins, luggage.groups);
+        if digest(&state) != luggage.digest {
+            return Err("the digests of the durable state differ".to_owned());
+        }
+        let mut p = Self::new(number, rules, 0);
+        p.journal = Journal::new(luggage.logged, luggage.last);
+        (p.state, p.next_uid, p.paused) = (state, luggage.next_uid, true);
+        p.count_in();
+        Ok(p)
+    }
+
+    /// What is in its queues and retained counts from now on; [`Self::retire`] takes it back.
+    fn count_in(&mut self) {
+        let (mut messages, mut bytes) = (0, 0);
+        for (_, s) in self.state.each().filter(|(_, s)| self.journal.on && s.durable()) {
+            let waits = s.queue.iter().filter(|(_, e)| e.needs_body()).count() as i64;
+            messages += waits;
+            bytes += s.queue.bytes() as i64;
+            s.user.iter().for_each(|user| user.shift(waits, s.queue.bytes() as i64));
+        }
+        self.rules.queued.shift(messages, bytes);
+        let retained = self.state.retained.each().filter(|m| m.head().publisher != 0);
+        let (count, bytes) = retained.fold((0, 0), |(count, bytes), m| (count + 1, bytes + m.len() as i64));
+        self.rules.retained.shift(count, bytes);
+    }
+
+    /// It is at home here: the tree learns what it wants, its timers run, and clients get what has waited.
+    pub fn settle_in(&mut self, now_ms: u64, out: &mut Effects) {
+        self.now_ms = now_ms;
+        self.group_slots = slab::Slab::new();
+        let groups: Vec<u64> = self.state.groups().map(|g| g.uid).collect();
+        groups.into_iter().for_each(|uid| self.group_enlist(uid, out));
+        let times: Vec<(u32, u64, u64)> =
+            self.state.each().flat_map(|(slot, s)| [s.ends_at_ms, s.will_at_ms].map(|at| (slot, s.uid, at))).collect();
+        for (slot, uid, at) in times.into_iter().filter(|(_, _, at)| *at != 0) {
+            self.timers.set(at, (slot, uid));
+        }
+        let slots: Vec<u32> = self.state.each().map(|(slot, _)| slot).collect();
+        for slot in slots {
+            self.enlist(slot, out);
+        }
+        self.go_on(now_ms, out);
+    }
+
+    /// Sessions whose channel's other end is in one of these places.
+    pub fn channels_of<'a>(
+        &'a self,
+        is_there: &'a dyn Fn(u16) -> bool,
+    ) -> impl Iterator<Item = (SessionRef, &'a Session, ConnectionId)> {
+        let partition = self.number;
+        self.state.each().filter_map(move |(slot, s)| {
+            let channel = s.channel.filter(|c| is_there(c.connection.lane))?;
+            Some((SessionRef { partition, slot, uid: s.uid }, s, channel.connection))
+        })
+    }
+}
+
+impl super::Users {
+    /// Names by account.
+    fn names(&self) -> HashMap<*const Total, Arc<str>> {
+        let Ok(all) = self.0.lock() else { return HashMap::new() };
+        all.iter().map(|(name, account)| (Arc::as_ptr(account), Arc::clone(name))).collect()
+    }
+}
