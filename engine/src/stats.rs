@@ -50,6 +50,7 @@ counters!(
     sockets_accepted,
     sockets_refused,
     lane_messages,
+    sessions_lost,
 );
 
 macro_rules! gauges {

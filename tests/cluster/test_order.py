@@ -14,6 +14,9 @@ from typing import Any
 
 import paho.mqtt.client as mqtt
 import pytest
+
+from cluster.site import ClusterSite
+from cluster.test_cluster import connected
 from roostmq import engine
 from roostmq.adapters.join_token import read_token
 from roostmq.errors import StaleError
@@ -21,9 +24,6 @@ from roostmq.model import Epoch, NodeId, PartitionState, PartitionTable, Version
 from roostmq.store import codec
 from roostmq.store.access import NatsAccess
 from roostmq.store.nats_kv import NatsRegistry
-
-from cluster.site import ClusterSite
-from cluster.test_cluster import connected
 
 pytestmark = [pytest.mark.xdist_group("nats"), pytest.mark.timeout(300)]
 

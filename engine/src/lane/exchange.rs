@@ -149,6 +149,10 @@ pub enum LaneMessage {
         part: Vec<u8>,
         anchor: Option<Anchor>,
     },
+    /// There is no such connection any more.
+    Gone {
+        connection: ConnectionId,
+    },
     /// No connection of the sender belongs to a session of this partition.
     Apart {
         partition: u16,
@@ -353,6 +357,9 @@ impl Lane {
             }
             LaneMessage::Answer { token, outcome, missing } => self.on_answer(token, outcome, &missing),
             LaneMessage::ToSession { partition, what } => self.on_to_session(partition, what),
+            LaneMessage::ToConnection { connection, what: ToConnection::Close { .. } } if self.is_gone(connection) => {
+                self.send(from, LaneMessage::Gone { connection });
+            }
             LaneMessage::ToConnection { connection, what } => self.on_to_connection(connection, what),
             LaneMessage::Retain { partition, token, .. } if !self.owns(partition) => {
                 let answer =
@@ -390,6 +397,7 @@ impl Lane {
             LaneMessage::Luggage { partition, epoch, part, anchor } => {
                 self.on_luggage(partition, epoch, &part, anchor);
             }
+            LaneMessage::Gone { connection } => self.on_gone(connection),
             LaneMessage::Apart { partition } => self.detach_in(partition, &|place| place == from),
             LaneMessage::Order(order) => self.on_order(order),
             LaneMessage::Peer { slot, incarnation } => self.on_node(slot, incarnation),

@@ -181,6 +181,7 @@ impl Lane {
             l.connections.iter().filter(|(_, c)| f(c)).map(|(key, _)| key).collect()
         };
         for key in keys(self, &lost) {
+            self.stats.add(crate::stats::Counter::sessions_lost, 1);
             self.close_unanswered(self.id_of(key), Reason::SHUTTING_DOWN);
         }
         for id in joining {

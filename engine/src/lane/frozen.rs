@@ -56,7 +56,12 @@ pub(super) struct Frozen {
 impl Frozen {
     /// Of a node that knows nobody.
     pub fn everything(partitions: u16) -> Self {
-        Self { wanted: None, waiting: (0..partitions).map(|p| (p, 1)).collect(), behind: BTreeSet::new(), planned: false }
+        Self {
+            wanted: None,
+            waiting: (0..partitions).map(|p| (p, 1)).collect(),
+            behind: BTreeSet::new(),
+            planned: false,
+        }
     }
 
     /// Of a partition that is moved: until somebody speaks for it under this epoch.

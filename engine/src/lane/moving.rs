@@ -16,7 +16,9 @@ use std::collections::{BTreeSet, VecDeque};
 use serde_json::json;
 
 use super::frozen::Frozen;
+use super::relay::ToSession;
 use super::{Lane, LaneMessage};
+use crate::channel::ConnectionId;
 use crate::connection::Away;
 use crate::interest::Wanted;
 use crate::log::{Anchor, Fence};
@@ -49,6 +51,7 @@ pub(super) struct Leaving {
 pub(super) struct Halt {
     from: u16,
     epoch: u32,
+    since_ms: u64,
     held: VecDeque<LaneMessage>,
 }
 
@@ -105,7 +108,8 @@ impl Lane {
 
     fn say_failed(&self, partition: u16, epoch: u32, why: &str) {
         let sealed = self.fleet.as_ref().is_some_and(|f| f.sealed.contains_key(&partition));
-        let told = json!({"event": "move_failed", "partition": partition, "epoch": epoch, "why": why, "sealed": sealed});
+        let told =
+            json!({"event": "move_failed", "partition": partition, "epoch": epoch, "why": why, "sealed": sealed});
         self.shared.events.push(told);
     }
 
@@ -155,7 +159,8 @@ impl Lane {
 
     /// Nothing is on its way that this partition has to answer, or that answers it.
     fn is_at_rest(&self, partition: u16) -> bool {
-        let rests = self.partitions.get(usize::from(partition)).and_then(|p| p.as_deref()).is_some_and(Partition::at_rest);
+        let rests =
+            self.partitions.get(usize::from(partition)).and_then(|p| p.as_deref()).is_some_and(Partition::at_rest);
         let asks = self.questions.iter().any(|(_, a)| a.session.partition == partition);
         let gathers = self.gatherings.values().any(|g| g.session.partition == partition);
         rests && self.deferred.is_empty() && self.joins.is_empty() && !asks && !gathers
@@ -217,7 +222,9 @@ impl Lane {
 
     fn send_parts(&mut self, partition: u16) {
         let Some(fleet) = &mut self.fleet else { return };
-        let Some(Leaving { to, epoch, parts: Some((bytes, sent)), .. }) = fleet.leaving.get_mut(&partition) else { return };
+        let Some(Leaving { to, epoch, parts: Some((bytes, sent)), .. }) = fleet.leaving.get_mut(&partition) else {
+            return;
+        };
         if *sent >= bytes.len() {
             return;
         }
@@ -336,8 +343,30 @@ impl Lane {
 
     /// Channels that lead to such places lead nowhere.
     pub(super) fn detach_in(&mut self, partition: u16, is_gone: &dyn Fn(u16) -> bool) {
+        self.detach_those(partition, &|connection| is_gone(connection.lane));
+    }
+
+    /// A connection that a session wanted to be closed is not there any more.
+    pub(super) fn on_gone(&mut self, connection: ConnectionId) {
+        for partition in 0..self.shared.ring.partitions() {
+            self.detach_those(partition, &|c| c == connection);
+        }
+    }
+
+    /// It has ended, and what it said to its session at the end is not still waiting here.
+    pub(super) fn is_gone(&mut self, connection: ConnectionId) -> bool {
+        let says = |m: &LaneMessage| match m {
+            LaneMessage::ToSession { what: ToSession::Detach { connection: c, .. }, .. } => *c == connection,
+            _ => false,
+        };
+        let waits = self.fleet.iter().flat_map(|f| f.halts.values()).any(|h| h.held.iter().any(says));
+        !waits && self.connection(connection).is_none()
+    }
+
+    fn detach_those(&mut self, partition: u16, is_gone: &dyn Fn(ConnectionId) -> bool) {
         let Some(p) = self.partitions.get(usize::from(partition)).and_then(|p| p.as_deref()) else { return };
-        let found = p.channels_of(is_gone).map(|(session, s, connection)| (session, s.client_id.clone(), connection));
+        let all = p.channels_of(&|_| true).filter(|(_, _, connection)| is_gone(*connection));
+        let found = all.map(|(session, s, connection)| (session, s.client_id.clone(), connection));
         let lost: Vec<_> = found.collect();
         for (session, client_id, connection) in lost {
             let ending = Ending { will: true, expiry_s: None };
@@ -360,10 +389,11 @@ impl Lane {
     }
 
     fn hold_for(&mut self, partition: u16, epoch: u32, from: u16, wanted: Wanted) {
+        let since_ms = self.now_ms;
         let Some(fleet) = &mut self.fleet else { return };
         let behind = fleet.asked.iter().filter(|(_, a)| a.place == from).map(|(ask, _)| *ask).collect();
         fleet.frozen.push(Frozen::planned(wanted, partition, epoch + 1, behind));
-        fleet.halts.insert(partition, Halt { from, epoch, held: VecDeque::new() });
+        fleet.halts.insert(partition, Halt { from, epoch, since_ms, held: VecDeque::new() });
     }
 
     /// It was called off: what was held goes to who has it.
@@ -421,6 +451,9 @@ impl Lane {
             return carried;
         };
         if carried {
+            let pause_ms = self.shared.clock.now_ms().saturating_sub(halt.since_ms);
+            let told = json!({"event": "moved", "partition": partition, "epoch": epoch, "pause_ms": pause_ms});
+            self.shared.events.push(told);
             self.release(halt);
         } else {
             self.orphan(&[partition]);

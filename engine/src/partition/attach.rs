@@ -22,6 +22,11 @@ impl Partition {
         let Some(session) = slot.and_then(|s| self.state.session_mut(s)) else {
             return self.finish_attach(None, *attach, out);
         };
+        // a connection asks again when it is not sure who has its session: it is here, or waits here, already
+        let waits = session.next.as_ref().map(|n| n.connection);
+        if session.channel.map(|c| c.connection) == Some(attach.connection) || waits == Some(attach.connection) {
+            return;
+        }
         if let Some(channel) = session.channel {
             if let Some(earlier) = session.next.replace(attach) {
                 out.push(Effect::Close { connection: earlier.connection, reason: Reason::TAKEN_OVER });

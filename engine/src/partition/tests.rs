@@ -95,6 +95,17 @@ fn takeover_waits_for_the_old_connection() {
     assert_eq!(attached(&effects), (session, true));
 }
 
+/// A connection that asks twice, as it was not sure who has its session, is attached once: its end ends it.
+#[test]
+fn asking_twice_attaches_once() {
+    let mut p = partition();
+    let (session, _) = attached(&step(&mut p, attach(ME, true, 60, 10)));
+    assert!(step(&mut p, attach(ME, true, 60, 10)).is_empty());
+    let ending = Ending { will: true, expiry_s: None };
+    step(&mut p, Input::Detach { session: Some(session), client_id: "c", connection: ME, ending });
+    assert_eq!(attached(&step(&mut p, attach(OTHER, false, 60, 10))), (session, true));
+}
+
 /// Nothing that depends on a record is said before the record is safe: answer, QoS 2 delivery, PUBREL, PUBCOMP, CONNACK.
 #[test]
 fn effects_wait_until_records_are_safe() {

@@ -7,6 +7,7 @@ nothing changes, the same table comes back.
     RECOVERING --serving--> SERVING --announce--> MOVING --own--> RECOVERING of the target, epoch + 1
     any --apply, take_over--> RECOVERING of another owner, epoch + 1
     MOVING --give_back, take_over--> RECOVERING of the same owner, epoch + 1
+    MOVING --call_off--> SERVING of the same owner, which has sealed nothing yet: same epoch
 
 Source: 30-cluster sections 1 and 6.
 """
@@ -82,6 +83,26 @@ def own(table: PartitionTable, partition: PartitionId) -> PartitionTable:
 def give_back(table: PartitionTable, partition: PartitionId) -> PartitionTable:
     """A move has failed: it returns to its owner, which begins anew. Raises PlacementError if it does not move."""
     a = _moving(table, partition)
+    return _next(table, {partition: _owned(a, a.owner, a.standbys)})
+
+
+def call_off(table: PartitionTable, partition: PartitionId) -> PartitionTable:
+    """A move ends before its owner has sealed anything: the owner serves on.
+
+    Raises PlacementError if it does not move.
+    """
+    a = _moving(table, partition)
+    return _next(table, {partition: replace(a, state=PartitionState.SERVING, target=None)})
+
+
+def renew(table: PartitionTable, partition: PartitionId, epoch: Epoch) -> PartitionTable:
+    """What an owner was given is not what the log says: it begins anew from the log, under the next epoch.
+
+    Raises PlacementError if that epoch is over.
+    """
+    a = table.partitions[partition]
+    if a.epoch != epoch:
+        raise PlacementError(f"partition {partition}: epoch {epoch} is over")
     return _next(table, {partition: _owned(a, a.owner, a.standbys)})
 
 

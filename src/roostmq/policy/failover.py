@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from roostmq.model import Epoch, Member, Members, NodeId, PartitionState, PartitionTable, Version
-from roostmq.policy.epochs import apply, take_over
+from roostmq.policy.epochs import announce, apply, take_over
 from roostmq.policy.ring import Ring
 from roostmq.policy.table import Move, Plan, plan
 
@@ -22,7 +22,7 @@ def next_table(table: PartitionTable, members: Members, ring: Ring, *, calm: boo
     """The table after the next step; the same if nothing is to be done.
 
     `calm`: no member has come or gone for a moment, so partitions without an owner are given out. `settled`: for
-    longer, so partitions may change owners although these live.
+    longer, so partitions may move although their owners live: a few at a time, each by hand-over.
     """
     nodes = members.nodes
     if not nodes:
@@ -36,9 +36,9 @@ def next_table(table: PartitionTable, members: Members, ring: Ring, *, calm: boo
     orphans = tuple(m for m in wanted.moves if m.source is None)
     if orphans:
         return apply(table, _only(wanted, table, orphans))
-    serving = all(a.state is PartitionState.SERVING for a in table.partitions)
-    if settled and serving and wanted.moves:
-        return apply(table, _only(wanted, table, wanted.moves[:MOVES_AT_ONCE]))
+    at_rest = all(a.state is not PartitionState.RECOVERING for a in table.partitions)
+    if settled and at_rest and (wanted.moves or wanted.returned):
+        return announce(table, wanted, MOVES_AT_ONCE)
     return table
 
 
@@ -59,6 +59,14 @@ def _load(table: PartitionTable, nodes: tuple[Member, ...]) -> dict[NodeId, floa
         if a.owner in load:
             load[a.owner] += 1.0 / weights[a.owner]
     return load
+
+
+def has_returned(before: PartitionTable, after: PartitionTable) -> bool:
+    """Has a move come to nothing: it was under way, and its owner has the partition still?"""
+    return any(
+        a.state is PartitionState.MOVING and b.state is not PartitionState.MOVING and a.owner == b.owner
+        for a, b in zip(before.partitions, after.partitions, strict=True)
+    )
 
 
 def disown(table: PartitionTable, node: NodeId) -> PartitionTable:

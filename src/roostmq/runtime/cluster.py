@@ -23,9 +23,10 @@ from roostmq.errors import ConfigError, PlacementError, StaleError, StoreError, 
 from roostmq.model import Epoch, Member, Members, NodeId, PartitionId, PartitionTable, Version
 from roostmq.policy import members as votes
 from roostmq.policy.epochs import serving
-from roostmq.policy.failover import disown, next_table
+from roostmq.policy.failover import disown, has_returned, next_table
 from roostmq.policy.members import Beat, Report
 from roostmq.policy.ring import build_ring
+from roostmq.runtime.moves import Moves
 from roostmq.store import codec
 from roostmq.store.access import NatsAccess
 from roostmq.store.nats_kv import NatsRegistry
@@ -79,6 +80,7 @@ class Cluster:
         self.served: dict[int, int] = {}
         self.notes: list[dict[str, Any]] = []
         self.joined = False
+        self.moves = Moves(self.node)
         self._leaving = False
         self._placed: tuple[int, int, bool, bool] | None = None
         """What was asked of the policy last, when it had nothing to change."""
@@ -182,8 +184,13 @@ class Cluster:
                 self.log.warning(event.name, **event.fields)
             case "linked":
                 self.log.info("linked", **event.fields)
+            case _ if self.moves.on_event(event):
+                if event.name != "moved":
+                    self.log.log(30 if event.name != "carried" else 20, event.name, **event.fields)
             case _:
                 return False
+        if event.name in {"served", "carried", "move_failed", "stale"} and self.registry is not None:
+            self.registry.wake()
         return True
 
     def not_ready(self) -> str | None:
@@ -230,8 +237,19 @@ class Cluster:
         if not self.joined:
             return await self._ask_to_join()
         self._tell_engine()
+        if await self._move():
+            return True
         reports = await self._reports()
         return await self._vote(reports) or await self._act(reports) or await self._say_served()
+
+    async def _move(self) -> bool:
+        """This node's part in planned moves."""
+        if self.table is None:
+            return False
+        orders = list(self.moves.orders(self.table, self.members))
+        if orders:
+            self._submit(*orders)
+        return await self._set_table(self.moves.next_table(self.table))
 
     async def _read(self) -> None:
         registry = self._there()
@@ -241,7 +259,10 @@ class Cluster:
             self._changed_s = time.monotonic()
         entry = await registry.get("table")
         if entry is not None and entry.revision != self._table_revision:
-            self.table, self._table_revision = codec.unpack_table(entry.value), entry.revision
+            read = codec.unpack_table(entry.value)
+            if self.table is not None and has_returned(self.table, read):
+                self._changed_s = time.monotonic()  # not at once again
+            self.table, self._table_revision = read, entry.revision
         self.read_s = time.monotonic()
 
     def _tell_engine(self) -> None:

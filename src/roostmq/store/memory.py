@@ -71,6 +71,10 @@ class MemoryRegistry:
         self._hint.clear()
         return hinted
 
+    def wake(self) -> None:
+        """A hint of this process's own."""
+        self._hint.set()
+
     async def close(self) -> None:
         """Let it go."""
         if self._hint in self.shelf.hints:

@@ -140,6 +140,10 @@ class NatsRegistry:
         self._hint.clear()
         return hinted
 
+    def wake(self) -> None:
+        """A hint of this process's own."""
+        self._hint.set()
+
     async def close(self) -> None:
         """Close the connection."""
         with contextlib.suppress(NatsError, OSError, TimeoutError):

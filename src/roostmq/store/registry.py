@@ -39,6 +39,10 @@ class Registry(Protocol):
         """Wait until something may have changed since the last call; False: the time is over."""
         ...
 
+    def wake(self) -> None:
+        """Make `changed` return: this process has something to look at itself."""
+        ...
+
     async def close(self) -> None:
         """Let it go. A second call does nothing."""
         ...

@@ -19,7 +19,7 @@ from policy.world import ring_of
 from roostmq.errors import PlacementError
 from roostmq.model import Epoch, Member, Members, NodeId, PartitionId, PartitionState, PartitionTable, Version
 from roostmq.policy import members as votes
-from roostmq.policy.epochs import serving
+from roostmq.policy.epochs import own, serving
 from roostmq.policy.failover import disown, next_table
 from roostmq.policy.members import Beat, Report
 from roostmq.policy.table import empty_table
@@ -223,6 +223,9 @@ class Node:
         }
         if news and made.version == self.table.version:
             made = serving(made, news)
+        moving = [PartitionId(p) for p, a in enumerate(made.partitions) if a.state is PartitionState.MOVING]
+        if moving and made.version == self.table.version:
+            made = own(made, moving[0])  # what it knew beside the log is not modelled: the target reads that
         if made.version != self.table.version:
             self.change = self.compare("table", self.table, lambda _, made=made: made)
 

@@ -1,0 +1,97 @@
+"""This node's part in planned moves: orders for its engine, and what the table says when they have ended.
+
+The engine carries and tells; the table alone decides. Contract: `orders` and `next_table` are called after each read
+of the registry and may be called again: what was done is not done twice, what was interrupted is seen again.
+
+Source: 30-cluster section 6, record 0011.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from roostmq.engine import Event
+from roostmq.model import Assignment, Epoch, Members, NodeId, PartitionId, PartitionState, PartitionTable
+from roostmq.policy.epochs import call_off, give_back, own, renew
+
+REMEMBERED = 256
+AGAIN_S = 30.0
+"""An order whose outcome was never told is given again after this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A move that has come to nothing here."""
+
+    epoch: int
+    sealed: bool
+
+
+class Moves:
+    """See the top of the file."""
+
+    def __init__(self, node: NodeId) -> None:
+        self.node = node
+        self.recent: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)
+        """What moved past or into this node: partition, epoch, sessions, bytes, pause_ms."""
+        self._ordered: dict[int, tuple[int, float]] = {}
+        self._carried: dict[int, int] = {}
+        self._failed: dict[int, Failed] = {}
+        self._stale: dict[int, int] = {}
+
+    def on_event(self, event: Event) -> bool:
+        """True if it was about a move."""
+        match event.name:
+            case "carried":
+                self._carried[event["partition"]] = event["epoch"]
+                self.recent.append({"what": "carried", **event.fields})
+            case "moved":
+                self.recent.append({"what": "moved", **event.fields})
+            case "move_failed":
+                self._failed[event["partition"]] = Failed(event["epoch"], event["sealed"])
+                self.recent.append({"what": "failed", **event.fields})
+            case "stale":
+                self._stale[event["partition"]] = event["epoch"]
+            case _:
+                return False
+        return True
+
+    def orders(self, table: PartitionTable, members: Members) -> Iterator[dict[str, Any]]:
+        """What the engine has to begin."""
+        for p, a in enumerate(table.partitions):
+            if a.state is not PartitionState.MOVING or a.owner != self.node or p in self._failed:
+                continue
+            epoch, at_s = self._ordered.get(p, (0, 0.0))
+            target = members.find(a.target) if a.target is not None else None
+            if target is not None and (epoch != a.epoch or time.monotonic() > at_s + AGAIN_S):
+                self._ordered[p] = (a.epoch, time.monotonic())
+                yield {"do": "move", "partition": p, "slot": target.slot}
+
+    def next_table(self, table: PartitionTable) -> PartitionTable:
+        """The table with what has ended here, or the same."""
+        for partition, epoch in list(self._carried.items()):
+            a = table.partitions[partition]
+            if _is_moving(a, epoch) and a.target == self.node:
+                return own(table, PartitionId(partition))
+            del self._carried[partition]
+        for partition, failed in list(self._failed.items()):
+            a = table.partitions[partition]
+            if _is_moving(a, failed.epoch) and a.owner == self.node:
+                end = give_back if failed.sealed else call_off
+                return end(table, PartitionId(partition))
+            del self._failed[partition]
+            self._ordered.pop(partition, None)
+        for partition, epoch in list(self._stale.items()):
+            a = table.partitions[partition]
+            if a.epoch == epoch and a.owner == self.node:
+                return renew(table, PartitionId(partition), Epoch(epoch))
+            del self._stale[partition]
+        return table
+
+
+def _is_moving(a: Assignment, epoch: int) -> bool:
+    return a.state is PartitionState.MOVING and a.epoch == epoch
