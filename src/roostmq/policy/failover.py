@@ -22,7 +22,8 @@ def next_table(table: PartitionTable, members: Members, ring: Ring, *, calm: boo
     """The table after the next step; the same if nothing is to be done.
 
     `calm`: no member has come or gone for a moment, so partitions without an owner are given out. `settled`: for
-    longer, so partitions may move although their owners live: a few at a time, each by hand-over.
+    longer, so partitions may move although their owners live: a few at a time, each by hand-over. Who is asked to
+    leave need not wait for that.
     """
     nodes = members.nodes
     if not nodes:
@@ -30,14 +31,15 @@ def next_table(table: PartitionTable, members: Members, ring: Ring, *, calm: boo
     taken = take_over(table, nodes, ring, _load(table, nodes))
     if taken.version != table.version:
         return taken
-    if not calm:
+    if not calm or all(m.draining for m in nodes):
         return table
     wanted = plan(table, nodes, ring)
     orphans = tuple(m for m in wanted.moves if m.source is None)
     if orphans:
         return apply(table, _only(wanted, table, orphans))
     at_rest = all(a.state is not PartitionState.RECOVERING for a in table.partitions)
-    if settled and at_rest and (wanted.moves or wanted.returned):
+    leaving = any(m.draining for m in nodes)
+    if (settled or leaving) and at_rest and (wanted.moves or wanted.returned):
         return announce(table, wanted, MOVES_AT_ONCE)
     return table
 

@@ -100,6 +100,27 @@ def without(members: Members, node: NodeId) -> Members:
     return replace(members, version=Version(members.version + 1), nodes=rest)
 
 
+def changed(
+    members: Members, node: NodeId, *, draining: bool | None = None, weight: float | None = None
+) -> Members | None:
+    """The members with one of them draining or not, or of another weight; the same if that changes nothing.
+
+    None: the node is no member.
+    """
+    old = members.find(node)
+    if old is None:
+        return None
+    new = replace(
+        old,
+        draining=old.draining if draining is None else draining,
+        weight=old.weight if weight is None else weight,
+    )
+    if new == old:
+        return members
+    nodes = tuple(new if m.node == node else m for m in members.nodes)
+    return replace(members, version=Version(members.version + 1), nodes=nodes)
+
+
 def joined(members: Members, member: Member) -> Members | None:
     """The members with one more, which keeps the slot that it has or gets the lowest free one.
 

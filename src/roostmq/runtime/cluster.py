@@ -38,6 +38,7 @@ ALIVE_S = 2.0
 CALM_S = 1.0
 SETTLED_S = 5.0
 REPORT_OVER_S = 5.0
+DRAIN_S = 20.0
 
 
 class Resigned(Exception):
@@ -206,6 +207,29 @@ class Cluster:
         if coming:
             return f"{coming} partitions are on their way to this node"
         return None
+
+    async def change_member(self, node: NodeId, **fields: Any) -> Members | None:
+        """Another weight for a node, or a drain that begins or ends. None: the node is no member. Raises StoreError."""
+        while True:
+            await self._read()
+            made = votes.changed(self.members, node, **fields)
+            if made is None or made.version == self.members.version:
+                return made
+            with contextlib.suppress(StaleError):
+                await self._set_members(made)
+                return made
+
+    async def drain(self) -> None:
+        """Hand over everything that this node owns, if there is somebody to take it, for a while."""
+        with contextlib.suppress(StoreError, TimeoutError):
+            async with asyncio.timeout(DRAIN_S):
+                await self.change_member(self.node, draining=True)
+                while self.joined and self.table is not None:
+                    others = any(not m.draining for m in self.members.nodes if m.node != self.node)
+                    mine = any(a.owner == self.node for a in self.table.partitions)
+                    if not others or not mine or self.log_state["state"] != "ready":
+                        return
+                    await asyncio.sleep(0.05)
 
     async def leave(self) -> None:
         """A stop that was meant: out of the members at once, so that nobody has to vote."""
@@ -445,6 +469,7 @@ class Cluster:
             made = next_table(self.table, self.members, ring, calm=asked[2], settled=asked[3])
         except PlacementError as problem:
             self.log.error("partitions cannot be placed", error=str(problem))
+            self._placed = asked
             return False
         changed = await self._set_table(made)
         self._placed = None if changed else asked

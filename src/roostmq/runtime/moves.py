@@ -48,17 +48,20 @@ class Moves:
         match event.name:
             case "carried":
                 self._carried[event["partition"]] = event["epoch"]
-                self.recent.append({"what": "carried", **event.fields})
+                self._note("carried", event)
             case "moved":
-                self.recent.append({"what": "moved", **event.fields})
+                self._note("moved", event)
             case "move_failed":
                 self._failed[event["partition"]] = Failed(event["epoch"], event["sealed"])
-                self.recent.append({"what": "failed", **event.fields})
+                self._note("failed", event)
             case "stale":
                 self._stale[event["partition"]] = event["epoch"]
             case _:
                 return False
         return True
+
+    def _note(self, what: str, event: Event) -> None:
+        self.recent.append({"what": what, "at_s": round(time.time(), 3), **event.fields})
 
     def orders(self, table: PartitionTable, members: Members) -> Iterator[dict[str, Any]]:
         """What the engine has to begin."""

@@ -98,6 +98,7 @@ class Node:
             notify("STOPPING=1")
             self.not_ready = "stopping"
             if self.cluster is not None and not self.again:
+                await self.cluster.drain()
                 await self.cluster.leave()
             for task in self._tasks:
                 task.cancel()

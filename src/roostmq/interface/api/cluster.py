@@ -11,18 +11,56 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, HTTPException, Query
+from pydantic import BaseModel, Field
 
 from roostmq import engine
+from roostmq.errors import PlacementError
 from roostmq.interface.doctor import findings
+from roostmq.model import Member, NodeId
+from roostmq.policy.ring import build_ring
+from roostmq.policy.table import plan as make_plan
 
 if TYPE_CHECKING:
     from roostmq.runtime.cluster import Cluster
     from roostmq.runtime.node import Node
 
 ASK_S = 3.0
+
+
+class Wish(BaseModel):
+    """What a member shall be; null leaves it as it is."""
+
+    draining: bool | None = None
+    weight: float | None = Field(default=None, gt=0)
+
+
+def planned(cluster: Cluster, join: str | None, leave: str | None, weight: float) -> dict[str, Any]:
+    """Moves of a change, from what this node knows. Raises HTTPException for a change that cannot be."""
+    if cluster.table is None:
+        raise HTTPException(503, "this node has not read the table yet")
+    nodes = {m.node: m for m in cluster.members.nodes}
+    if join is not None:
+        name = NodeId(join)
+        nodes[name] = replace(nodes.get(name, Member(name, 0, "")), weight=weight, draining=False)
+    if leave is not None and nodes.pop(NodeId(leave), None) is None:
+        raise HTTPException(404, f"`{leave}` is no member of this cluster")
+    members = tuple(sorted(nodes.values(), key=lambda m: m.node))
+    try:
+        ring = build_ring(members, lambda names: engine.hash_ids(cluster.token.key_pair, names))
+        found = make_plan(cluster.table, members, ring)
+    except PlacementError as problem:
+        raise HTTPException(409, str(problem)) from None
+    owners = [a.owner for a in cluster.table.partitions]
+    moves = [{"partition": m.partition, "from": owners[m.partition], "to": m.target} for m in found.moves]
+    after = list(owners)
+    for m in found.moves:
+        after[m.partition] = m.target
+    counts = {m.node: after.count(m.node) for m in members}
+    return {"moves": moves, "share": found.share, "partitions": counts, "table_version": cluster.table.version}
 
 
 def add_routes(app: FastAPI, node: Node) -> None:
@@ -38,6 +76,19 @@ def add_routes(app: FastAPI, node: Node) -> None:
         """Members, table and log as this node knows them."""
         told = describe(there(), node.not_ready) | {"waits": (await node.stats())["waits"]}
         return told | {"findings": findings(told)}
+
+    @app.post("/api/v1/cluster/members/{name}")
+    async def change(name: str, wish: Wish) -> dict[str, Any]:
+        """Give a node another weight, let it hand over everything, or take that back."""
+        found = await there().change_member(NodeId(name), draining=wish.draining, weight=wish.weight)
+        if found is None:
+            raise HTTPException(404, f"`{name}` is no member of this cluster")
+        return {"members_version": found.version}
+
+    @app.get("/api/v1/cluster/plan")
+    async def plan(join: str | None = None, leave: str | None = None, weight: float = 1.0) -> dict[str, Any]:
+        """What would move if a node joined, left, or had another weight; nothing is changed."""
+        return planned(there(), join, leave, weight)
 
     @app.get("/api/v1/cluster/why")
     async def why(client: str = Query()) -> dict[str, Any]:
@@ -88,6 +139,7 @@ def describe(cluster: Cluster, not_ready: str | None) -> dict[str, Any]:
             "incarnation": m.incarnation,
             "zone": m.zone,
             "weight": m.weight,
+            "draining": m.draining,
             "mqtt": m.mqtt,
             "admin": m.admin,
             "links": m.address,
@@ -101,7 +153,14 @@ def describe(cluster: Cluster, not_ready: str | None) -> dict[str, Any]:
         []
         if table is None
         else [
-            {"partition": p, "owner": a.owner, "epoch": a.epoch, "state": a.state, "standbys": list(a.standbys)}
+            {
+                "partition": p,
+                "owner": a.owner,
+                "epoch": a.epoch,
+                "state": a.state,
+                "target": a.target,
+                "standbys": list(a.standbys),
+            }
             for p, a in enumerate(table.partitions)
         ]
     )
@@ -117,4 +176,5 @@ def describe(cluster: Cluster, not_ready: str | None) -> dict[str, Any]:
         "partitions": partitions,
         "log": {"state": cluster.log_state["state"], "why": cluster.log_state["why"]},
         "notes": cluster.notes[-20:],
+        "moves": list(cluster.moves.recent),
     }

@@ -21,6 +21,7 @@ from roostmq.store.access import NatsAccess
 
 NAME = "dev"
 START_S = 90.0
+NODES_MAX = 16
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,7 +29,8 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="roost dev",
         description="Run a cluster on this machine: NATS servers that sync every write, and nodes, all on loopback. "
-        "Ctrl-C ends all of them.",
+        "Ctrl-C ends all of them. Beside one that runs with --data DIR, `roost dev add --data DIR` starts a further "
+        "node and moves its share to it, `roost dev remove NODE --data DIR` moves everything away from one and stops it.",
     )
     p.add_argument("--nodes", type=int, default=3, metavar="N", help="nodes of the cluster, 1 to 16 (default 3)")
     p.add_argument("--nats-servers", type=int, choices=(1, 3), default=1, help="servers of NATS (default 1)")
@@ -52,13 +54,14 @@ class Dev:
         base = options.base_port
         count = options.nodes
         ports = free_ports(3 * count) if base is None else [base + 10 * n + k for n in range(count) for k in range(3)]
-        self.ports = [ports[3 * n : 3 * n + 3] for n in range(count)]
+        self.ports = {n: ports[3 * n : 3 * n + 3] for n in range(count)}
+        """MQTT, admin and links, by number of the node."""
         nats = None
         if base is not None:
             first = base + 10 * count
             nats = [first + 2 * n + k for k in range(2) for n in range(options.nats_servers)]
         self.nats = NatsServers(folder, options.nats_servers, nats, options.sync)
-        self.nodes: list[subprocess.Popen[str]] = []
+        self.nodes: dict[int, subprocess.Popen[str]] = {}
         self.token = ""
 
     async def start(self) -> None:
@@ -66,8 +69,37 @@ class Dev:
         await self.nats.start_all()
         await self._lay_down()
         for n in range(self.options.nodes):
-            self.nodes.append(self.spawn(n))
-        await asyncio.gather(*(asyncio.to_thread(self._until_ready, n) for n in range(self.options.nodes)))
+            self.spawn(n)
+        await asyncio.gather(*(asyncio.to_thread(self.until_ready, n) for n in range(self.options.nodes)))
+
+    async def add(self) -> str:
+        """Start one more node; its name, once it is ready. Raises RoostError."""
+        n = next((n for n in range(NODES_MAX) if n not in self.nodes), None)
+        if n is None:
+            raise ConfigError(f"there are {NODES_MAX} nodes: no more are possible")
+        self.ports[n] = free_ports(3)
+        self.spawn(n)
+        await asyncio.to_thread(self.until_ready, n)
+        return f"n{n + 1}"
+
+    async def remove(self, name: str) -> None:
+        """Stop a node that owns nothing any more."""
+        n = self.number(name)
+        process = self.nodes.pop(n)
+        process.send_signal(signal.SIGTERM)
+        await asyncio.to_thread(_end, process)
+        del self.ports[n]
+
+    def number(self, name: str) -> int:
+        """The number of a node of this cluster. Raises ConfigError."""
+        for n in self.nodes:
+            if f"n{n + 1}" == name:
+                return n
+        raise ConfigError(f"there is no node `{name}`: {', '.join(f'n{n + 1}' for n in sorted(self.nodes))}")
+
+    def admins(self) -> dict[str, str]:
+        """Admin ports, by name of the node."""
+        return {f"n{n + 1}": f"http://127.0.0.1:{self.ports[n][1]}" for n in sorted(self.nodes)}
 
     async def _lay_down(self) -> None:
         from roostmq.runtime.cluster import key_id
@@ -84,7 +116,7 @@ class Dev:
         self.token = token.pack()
         kept.write_text(self.token + "\n")
 
-    def spawn(self, n: int) -> subprocess.Popen[str]:
+    def spawn(self, n: int) -> None:
         """Start a node's process."""
         mqtt, admin, links = self.ports[n]
         o = self.options
@@ -116,7 +148,7 @@ ack_default = "{o.ack_default}"
 """
         )
         with open(self.folder / f"n{n + 1}.err", "a") as errors:
-            return subprocess.Popen(
+            self.nodes[n] = subprocess.Popen(
                 [sys.executable, "-m", "roostmq", "run", "--config", str(config)],
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -125,7 +157,8 @@ ack_default = "{o.ack_default}"
                 start_new_session=True,
             )
 
-    def _until_ready(self, n: int) -> None:
+    def until_ready(self, n: int) -> None:
+        """Wait until a node says so. Raises ConfigError with what it said instead."""
         process = self.nodes[n]
         assert process.stdout is not None
         end_s = time.monotonic() + START_S
@@ -140,8 +173,13 @@ ack_default = "{o.ack_default}"
     def describe(self) -> dict[str, Any]:
         """Addresses and pids."""
         nodes = [
-            {"id": f"n{n + 1}", "mqtt": f"127.0.0.1:{p[0]}", "admin": f"127.0.0.1:{p[1]}", "pid": self.nodes[n].pid}
-            for n, p in enumerate(self.ports)
+            {
+                "id": f"n{n + 1}",
+                "mqtt": f"127.0.0.1:{self.ports[n][0]}",
+                "admin": f"127.0.0.1:{self.ports[n][1]}",
+                "pid": process.pid,
+            }
+            for n, process in sorted(self.nodes.items())
         ]
         running = zip(self.nats.urls, self.nats.processes, strict=True)
         nats = [{"url": url, "pid": process.pid if process else None} for url, process in running]
@@ -149,25 +187,34 @@ ack_default = "{o.ack_default}"
 
     def stop(self) -> None:
         """End everything."""
-        for process in self.nodes:
+        for process in self.nodes.values():
             with contextlib.suppress(OSError):
                 process.send_signal(signal.SIGTERM)
-        for process in self.nodes:
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
+        for process in self.nodes.values():
+            _end(process)
         self.nats.stop()
 
 
+def _end(process: subprocess.Popen[str]) -> None:
+    """Wait until a process that was told to end has ended, but not for ever."""
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
 def main(words: list[str]) -> int:
-    """Run until told to stop."""
+    """Run until told to stop; `add` and `remove` change a cluster that runs."""
+    if words and words[0] in ("add", "remove"):
+        from roostmq.interface.cli import dev_change
+
+        return dev_change.main(words)
     options = parser().parse_args(words)
-    if not 1 <= options.nodes <= 16:
-        raise ConfigError(f"--nodes: {options.nodes} is not between 1 and 16")
+    if not 1 <= options.nodes <= NODES_MAX:
+        raise ConfigError(f"--nodes: {options.nodes} is not between 1 and {NODES_MAX}")
     with contextlib.ExitStack() as stack:
         if options.data is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="roost-dev-")))
@@ -178,6 +225,8 @@ def main(words: list[str]) -> int:
 
 
 async def _run(dev: Dev) -> int:
+    from roostmq.interface.cli import dev_change
+
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
@@ -190,8 +239,9 @@ async def _run(dev: Dev) -> int:
             starting.cancel()
             return 130
         starting.result()
-        show(dev)
-        await ended.wait()
+        async with dev_change.listen(dev):
+            show(dev)
+            await ended.wait()
         return 0
     except RoostError:
         raise
