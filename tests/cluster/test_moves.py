@@ -1,0 +1,156 @@
+"""A cluster grows and shrinks while its clients talk (issue 7): nobody notices, nothing is lost, doubled or reordered."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from durability import publishers
+from durability.book import Book
+from durability.link import Client
+from durability.publishers import Publisher
+from durability.subscribers import Habits, Subscriber
+
+from cluster.site import ClusterSite
+from cluster.test_cluster import ask, connected
+
+pytestmark = [pytest.mark.xdist_group("nats"), pytest.mark.timeout(300)]
+
+
+async def change(site: ClusterSite, *words: str) -> dict[str, Any]:
+    """`roost dev add` or `remove`."""
+    command = [sys.executable, "-m", "roostmq", "dev", *words, "--data", str(site.data), "--json"]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    out, _ = await asyncio.wait_for(process.communicate(), 120)
+    assert process.returncode == 0, out
+    told: dict[str, Any] = json.loads(out)
+    return told
+
+
+class Stream:
+    """Numbers at QoS 0 from one client to another, on sockets that nobody should close."""
+
+    def __init__(self, site: ClusterSite, name: str, doors: tuple[int, int]) -> None:
+        self.got: list[int] = []
+        self.closed = 0
+        self.sent = 0
+        self.topic = f"stream/{name}"
+        self.reader = connected(site.nodes[doors[0]]["mqtt"], f"{name}-reader")
+        self.reader.on_message = lambda _c, _u, m: self.got.append(int(m.payload))
+        self.reader.subscribe(self.topic, 0)
+        self.writer = connected(site.nodes[doors[1]]["mqtt"], f"{name}-writer")
+        for client in (self.reader, self.writer):
+            client.on_disconnect = self._lost
+
+    def _lost(self, *_: Any) -> None:
+        self.closed += 1
+
+    async def run(self) -> None:
+        await asyncio.sleep(0.5)
+        while True:
+            self.writer.publish(self.topic, str(self.sent), qos=0)
+            self.sent += 1
+            await asyncio.sleep(0.005)
+
+    def stop(self) -> None:
+        for client in (self.reader, self.writer):
+            client.on_disconnect = None
+            client.disconnect()
+            client.loop_stop()
+
+
+def steady(site: ClusterSite, book: Book) -> list[Client]:
+    """Publishers of QoS 1 and 2, and sessions of both kinds that never leave by themselves."""
+    made: list[Client] = []
+    for n in range(6):
+        qos = n % 2 + 1
+        habits = publishers.Habits([(f"d/{n}/{k}", qos) for k in range(3)], drop_share=0, pause_s=0.04)
+        made.append(Publisher(site, book, random.Random(n), f"p{n}", 5 if n % 3 else 4, habits))
+    for n in range(24):
+        filters = [("d/#", 2)] if n % 4 == 0 else [(f"d/{n % 6}/+", n % 2 + 1)]
+        made.append(Subscriber(site, book, random.Random(n), f"s{n}", 5 if n % 3 else 4, filters, Habits()))
+    return made
+
+
+async def test_a_node_more_and_a_node_less_and_nobody_notices(tmp_path: Path) -> None:
+    """K/N of the partitions move, no socket closes, every message of every QoS comes once and in order; and back again."""
+    site = ClusterSite(tmp_path)
+    await site.start()
+    book = Book(1, time.monotonic())
+    book.starts = site.starts
+    clients = steady(site, book)
+    streams = [Stream(site, f"q{n}", (n % 3, (n + 1) % 3)) for n in range(12)]
+    tasks = [asyncio.create_task(c.run()) for c in [*clients, *streams]]
+    lost: list[str] = []
+    try:
+        await asyncio.sleep(2)
+        assert all(c.connected for c in clients)
+        for client in clients:
+            link = client.link
+            assert link is not None
+            link.on_lost = lambda _, name=client.name: lost.append(name)
+        grown = await change(site, "add")
+        await asyncio.sleep(1)
+        shrunk = await change(site, "remove", grown["node"])
+        for client in clients:
+            client.draining = True
+        for task in tasks[len(clients) :]:
+            task.cancel()
+        end = time.monotonic() + 20
+        while time.monotonic() < end and not all(c.settled() for c in clients):
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(1)
+        assert lost == []
+        assert [s.closed for s in streams] == [0] * len(streams)
+        for client in clients:
+            client.owed()
+        book.compare(time.monotonic())
+        assert [v.line for v in book.violations] == []
+        assert book.checked["demanded at QoS 2"] > 500
+        for stream in streams:
+            assert stream.got == list(range(stream.sent)), stream.topic
+            assert stream.sent > 500
+        for told, moved in ((grown, 16), (shrunk, 16)):
+            figures = {
+                k: told[k] for k in ("moved", "optimum", "partitions", "sockets_closed", "digests_equal", "failed")
+            }
+            wanted = {
+                "moved": moved,
+                "optimum": 16,
+                "partitions": 64,
+                "sockets_closed": 0,
+                "digests_equal": True,
+                "failed": [],
+            }
+            assert figures == wanted
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for stream in streams:
+            stream.stop()
+        for client in clients:
+            client.drop()
+        await site.stop()
+
+
+async def test_a_plan_is_shown_before_anything_moves(tmp_path: Path) -> None:
+    """What `plan` says is what happens; a drain can be taken back."""
+    site = ClusterSite(tmp_path)
+    await site.start()
+    try:
+        admin = site.nodes[0]["admin"]
+        shown = ask(admin, "/api/v1/cluster/plan?join=n4")
+        assert (len(shown["moves"]), shown["share"], shown["partitions"]["n4"]) == (16, 0.25, 16)
+        before = [p["owner"] for p in ask(admin, "/api/v1/cluster")["partitions"]]
+        gone = ask(admin, "/api/v1/cluster/plan?leave=n2")
+        assert {m["partition"] for m in gone["moves"]} == {p for p, owner in enumerate(before) if owner == "n2"}
+        assert [p["owner"] for p in ask(admin, "/api/v1/cluster")["partitions"]] == before
+    finally:
+        await site.stop()
