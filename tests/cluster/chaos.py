@@ -101,6 +101,9 @@ class Run:
             "machine": self.machine,
             "all servers": self.all_servers,
             "blackout": self.blackout,
+            "grow": self.grow,
+            "drain": self.drain,
+            "restart": self.restart,
         }
         self.book.checked[f"fault: {what}"] += 1
         print(f"{time.monotonic() - self.book.start:7.1f} s  {what}", flush=True)
@@ -160,6 +163,25 @@ class Run:
             self.site.start_server(i)
         await asyncio.gather(*(self.site.start_node(i) for i in range(self.plan.nodes)))
 
+    # ---- changes that nobody should notice
+
+    async def grow(self) -> None:
+        """A node more, for a while."""
+        await self.site.grow()
+        await asyncio.sleep(self.rng.uniform(0.0, 4.0))
+        await self.site.shrink()
+
+    async def drain(self) -> None:
+        """A node hands over everything, and gets its share again."""
+        i = self.victim()
+        await self.site.drain(i, True)
+        await asyncio.sleep(self.rng.uniform(0.0, 3.0))
+        await self.site.drain(i, False)
+
+    async def restart(self) -> None:
+        """A node is told to stop, and starts again."""
+        await self.site.restart_node(self.victim())
+
     # ---- the end of the run
 
     async def settle(self) -> None:
@@ -175,6 +197,11 @@ class Run:
                 return
             await asyncio.sleep(RETRY_S)
         waiting = [c.name for c in self.clients if not c.settled()]
+        self.say_waits()
+        self.violate(f"no quiet within {SETTLE_S} s of {what}; not settled: {waiting}")
+
+    def say_waits(self) -> None:
+        """What waits in each node, as it says itself."""
         for node in self.site.nodes:
             with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{node['admin']}/api/v1/cluster") as told:
                 print(node["id"], json.load(told)["waits"])
@@ -183,7 +210,6 @@ class Run:
                 node["id"],
                 {n: v for n, v in found.items() if v and n.startswith(("part", "publishes_w", "connects_w"))},
             )
-        self.violate(f"no quiet within {SETTLE_S} s of {what}; not settled: {waiting}")
 
     async def probe(self) -> None:
         """One message on each topic tells which subscriptions the cluster has now."""
@@ -195,6 +221,8 @@ class Run:
         await prober.probe(topics)
         await self.quiet("the probes")
         await self.looker.look()
+        if any(v.kind == "retained" for v in self.book.violations):
+            self.say_waits()
 
     async def end(self) -> None:
         for task in self.tasks:
@@ -247,7 +275,11 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--servers", type=int, default=1, choices=(1, 3))
     parser.add_argument("--rate", type=float, default=200.0, help="messages per second from all publishers")
-    parser.add_argument("--faults", default="kill,hang", help="of: kill, hang, server, machine, all servers, blackout")
+    parser.add_argument(
+        "--faults",
+        default="kill,hang",
+        help="of: kill, hang, server, machine, all servers, blackout, grow, drain, restart",
+    )
     parser.add_argument("--report", type=Path, help="write the verdict here too")
     a = parser.parse_args()
     plan = Plan(a.seed, a.seconds, a.nodes, a.servers, a.rate, tuple(f.strip() for f in a.faults.split(",")))

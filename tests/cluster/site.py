@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ class ClusterSite(Site):
     # 3.1.1: server unavailable; 5.0: the same
     refuses = frozenset({0x88, 3})
     patient = True
+    late_s = 15.0
 
     def __init__(self, folder: Path, nodes: int = 3, servers: int = 1, rng: random.Random | None = None) -> None:
         super().__init__(folder, None, 1)
@@ -71,7 +74,10 @@ class ClusterSite(Site):
     async def start(self, lanes: int = 0, kill_after_s: float | None = None) -> bool:
         """Start the cluster and wait until all nodes are ready."""
         out = self.folder / "out"
+        settings = self.folder / "nodes.toml"
+        settings.write_text("[limits]\nqueue_messages_max = 10000000\nqueue_bytes_max = 10000000000\n")
         words = ["dev", "--nodes", str(self.count), "--nats-servers", str(self.servers), "--data", str(self.data)]
+        words += ["--node-config", str(settings)]
         with out.open("wb") as stdout, (self.folder / "dev.err").open("ab") as stderr:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "roostmq", *words, "--json"], stdout=stdout, stderr=stderr
@@ -119,8 +125,6 @@ class ClusterSite(Site):
         if process is not None:
             process.send_signal(number)
         else:
-            import os
-
             os.kill(self.pids[i], number)
 
     async def start_node(self, i: int) -> float:
@@ -143,10 +147,56 @@ class ClusterSite(Site):
         self.note()
         return time.monotonic() - begun
 
+    # ---- change
+
+    async def grow(self) -> None:
+        """A node more, and its share of the partitions."""
+        told = await self.change("add")
+        self.nodes.append({"id": told["node"], "mqtt": told["mqtt"], "admin": told["admin"], "pid": told["pid"]})
+
+    async def shrink(self) -> None:
+        """The last node goes again."""
+        gone = self.nodes[-1]
+        self.down.add(len(self.nodes) - 1)
+        await self.change("remove", gone["id"])
+        self.nodes.pop()
+        self.down.discard(len(self.nodes))
+
+    async def change(self, *words: str) -> dict[str, Any]:
+        """`roost dev add` or `remove`: what it printed."""
+        command = [sys.executable, "-m", "roostmq", "dev", *words, "--data", str(self.data), "--json"]
+        process = await asyncio.create_subprocess_exec(*command, stdout=-1, stderr=-1)
+        out, said = await asyncio.wait_for(process.communicate(), 300)
+        if process.returncode != 0:
+            raise BrokerFailed(f"roost dev {' '.join(words)}: {out.decode()} {said.decode()}")
+        told: dict[str, Any] = json.loads(out)
+        return told
+
+    async def drain(self, i: int, draining: bool) -> None:
+        """A node shall hand over everything, or may have its share again."""
+        node = self.nodes[i]
+        url = f"http://{node['admin']}/api/v1/cluster/members/{node['id']}"
+        body = json.dumps({"draining": draining}).encode()
+        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        await asyncio.to_thread(lambda: urllib.request.urlopen(request, timeout=30).close())
+
+    async def restart_node(self, i: int) -> None:
+        """As an upgrade does it: told to stop, and started again."""
+        self.down.add(i)
+        process = self.own.pop(i, None)
+        if process is not None:
+            process.terminate()
+            await asyncio.to_thread(process.wait, 60)
+        else:
+            os.kill(self.pids[i], signal.SIGTERM)
+            end = time.monotonic() + 60
+            while is_running(self.pids[i]) and time.monotonic() < end:
+                await asyncio.sleep(0.02)
+        self.note()
+        await self.start_node(i)
+
     def kill_server(self, i: int) -> None:
         """kill -9 of a NATS server."""
-        import os
-
         process = self.own_nats.pop(i, None)
         if process is not None:
             process.kill()
@@ -197,6 +247,14 @@ class ClusterSite(Site):
         self.own.clear()
         self.own_nats.clear()
         return 0
+
+
+def is_running(pid: int) -> bool:
+    """Is it there, and not only waiting for its parent?"""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
 
 
 def is_ready(address: str) -> bool:

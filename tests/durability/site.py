@@ -36,6 +36,8 @@ class Site:
     """Codes with which it may refuse one for a while."""
     patient: bool = False
     """A CONNECT may wait as long as nothing can be kept."""
+    late_s: float = 3.0
+    """A session may outlive its expiry by this after a restart."""
 
     def __init__(self, folder: Path, data: Path | None, lanes: int, config: str = CONFIG) -> None:
         self.folder, self.data, self.lanes = folder, data, lanes

@@ -254,7 +254,6 @@ class Passer(Client):
     """Comes with a new client id, goes, comes back: the session is there, or has expired, or either."""
 
     MARGIN_S = 1.5
-    LATE_S = 3.0
 
     async def run(self) -> None:
         turn, name = 0, self.name
@@ -275,4 +274,4 @@ class Passer(Client):
         if not self.known or self.expiry_s > 60 or now - self.lost_at < self.expiry_s - self.MARGIN_S:
             return self.known
         since = max(self.lost_at, self.site.starts[-1])
-        return False if now - since > self.expiry_s + self.LATE_S else None
+        return False if now - since > self.expiry_s + self.site.late_s else None

@@ -104,6 +104,8 @@ pub enum LaneMessage {
     Confirm {
         version: u64,
         sent: Vec<u64>,
+        /// Which starts of the other nodes these counts are of.
+        nodes: Vec<(u16, u64)>,
     },
     Ask(RetainedQuery),
     Replay {
@@ -377,7 +379,7 @@ impl Lane {
             LaneMessage::Connection(connection) => self.on_handed_over(connection),
             LaneMessage::Checked { connection, result } => self.on_checked(connection, *result),
             LaneMessage::Interest(delta) => self.on_interest(from, delta),
-            LaneMessage::Confirm { version, sent } => self.on_confirm(from, version, sent),
+            LaneMessage::Confirm { version, sent, nodes } => self.on_confirm(from, version, sent, &nodes),
             LaneMessage::Ask(query) => {
                 #[cfg(test)]
                 assert_ne!(&*query.filter, super::tests::POISON_FILTER);

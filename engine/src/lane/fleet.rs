@@ -224,6 +224,17 @@ impl Lane {
         self.peer_sent.iter_mut().filter_map(|row| row.get_mut(at)).for_each(|n| *n = 0);
     }
 
+    /// What a peer has said to another start of a node than the one known here does not matter to that one.
+    pub(super) fn void_counts(&self, sent: &mut [u64], nodes: &[(u16, u64)]) {
+        for (place, n) in (0..).zip(sent) {
+            let slot = Ring::slot(place);
+            let known = self.nodes.get(&slot);
+            if known.is_some_and(|known| nodes.iter().any(|(s, start)| *s == slot && start != known)) {
+                *n = 0;
+            }
+        }
+    }
+
     /// A batch of a lane of another node. Who is gone is not listened to.
     pub(super) fn on_linked(&mut self, from: u16, incarnation: u64, now_ms: u64, bytes: &[u8]) {
         let slot = Ring::slot(from);

@@ -108,7 +108,10 @@ impl Lane {
         serde_json::json!({"asked": asked, "pending": fleet.pending.len(), "frozen": frozen, "unspoken": unspoken,
             "early": fleet.early.values().map(std::collections::VecDeque::len).sum::<usize>(),
             "halted": fleet.halts.keys().collect::<Vec<_>>(), "leaving": fleet.leaving.keys().collect::<Vec<_>>(),
-            "sealed": fleet.sealed.keys().collect::<Vec<_>>()})
+            "sealed": fleet.sealed.keys().collect::<Vec<_>>(), "queries": fleet.queries.len(),
+            "deferred": self.deferred.iter().map(|q| serde_json::json!({"from": q.from, "after": q.after})).collect::<Vec<_>>(),
+            "received": self.received, "sent": self.sent,
+            "gathering": self.gatherings.values().map(|g| g.missing).collect::<Vec<_>>(), "questions": self.questions.len()})
     }
 
     /// A member is gone: what it wanted is frozen for the partitions that it spoke for, what it was asked waits with it.

@@ -254,8 +254,8 @@ impl Lane {
             self.speaks(served.partition, served.epoch, from, served.carried);
         }
         // behind what speaking has set free: who hears it may count on that
-        let sent = self.sent.clone();
-        self.send(from, LaneMessage::Confirm { version: delta.version, sent });
+        let (sent, nodes) = (self.sent.clone(), self.nodes.iter().map(|(slot, n)| (*slot, *n)).collect());
+        self.send(from, LaneMessage::Confirm { version: delta.version, sent, nodes });
     }
 
     /// A newer table is in force: what named it counts now.

@@ -172,6 +172,8 @@ impl Lane {
                 }
                 self.step(partition, Input::Attach(attach), None);
             }
+            // it has gone meanwhile: whoever asks learns that by the table, and its connection is closed
+            ToSession::Wish(wish) if !self.owns(wish.session.partition) => {}
             ToSession::Wish(wish) => self.grant(*wish),
             ToSession::Rights { session, rules } => self.set_rights(session, rules),
             _ => {}

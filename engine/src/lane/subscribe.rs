@@ -22,7 +22,7 @@ use crate::topic;
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Wish<'a> {
     connection: ConnectionId,
-    session: SessionRef,
+    pub(super) session: SessionRef,
     /// Packet identifier.
     id: u16,
     v5: bool,
@@ -74,7 +74,7 @@ pub(super) struct Gathering {
     qos: QoS,
     ids: SubscriptionIds,
     /// Lanes that have not answered, as a bit mask.
-    missing: u64,
+    pub missing: u64,
     found: Vec<Stored>,
 }
 
@@ -329,8 +329,9 @@ impl Lane {
 
     // ---- the barrier
 
-    pub(super) fn on_confirm(&mut self, from: u16, version: u64, sent: Vec<u64>) {
+    pub(super) fn on_confirm(&mut self, from: u16, version: u64, mut sent: Vec<u64>, nodes: &[(u16, u64)]) {
         self.interest.confirm(from, version);
+        self.void_counts(&mut sent, nodes);
         if let Some(known) = self.peer_sent.get_mut(usize::from(from)) {
             *known = sent;
         }

@@ -42,6 +42,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--lanes", type=int, default=1, metavar="N", help="threads of each node (default 1)")
     p.add_argument("--ack-default", choices=("durable", "replicated"), default="durable", help=argparse.SUPPRESS)
     p.add_argument("--sync", default="always", help=argparse.SUPPRESS)
+    p.add_argument(
+        "--node-config",
+        type=Path,
+        metavar="FILE",
+        help="more settings for each node, as in a configuration of `roost run`",
+    )
     p.add_argument("--json", action="store_true", help="print one JSON object, then `ready`")
     return p
 
@@ -145,7 +151,7 @@ nats = [{urls}]
 system_user = "system"
 system_password = "system"
 ack_default = "{o.ack_default}"
-"""
+{o.node_config.read_text() if o.node_config is not None else ""}"""
         )
         with open(self.folder / f"n{n + 1}.err", "a") as errors:
             self.nodes[n] = subprocess.Popen(
@@ -215,6 +221,8 @@ def main(words: list[str]) -> int:
     options = parser().parse_args(words)
     if not 1 <= options.nodes <= NODES_MAX:
         raise ConfigError(f"--nodes: {options.nodes} is not between 1 and {NODES_MAX}")
+    if options.node_config is not None and not options.node_config.is_file():
+        raise ConfigError(f"--node-config: there is no file {options.node_config}")
     with contextlib.ExitStack() as stack:
         if options.data is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="roost-dev-")))

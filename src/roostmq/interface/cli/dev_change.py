@@ -150,6 +150,8 @@ class Change:
         result["sockets_closed"] = await self._closed() - closed
         if what == "remove":
             await self.dev.remove(name)
+        else:
+            result |= next(n for n in self.dev.describe()["nodes"] if n["id"] == name)
         return result
 
     async def _plan(self, before: dict[str, Any], name: str, what: str) -> int:
