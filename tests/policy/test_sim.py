@@ -13,7 +13,7 @@ from policy.sim.rules import RULES
 # for each rule a seed whose run goes wrong without it
 KNOWN_BAD = {
     "majority": 6,
-    "bind": 1949,
+    "bind": 1069,
     "votes": 4,
     "barrier": 3,
     "frozen": 1,

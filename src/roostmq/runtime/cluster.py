@@ -26,6 +26,7 @@ from roostmq.policy.epochs import serving
 from roostmq.policy.failover import disown, has_returned, next_table
 from roostmq.policy.members import Beat, Report
 from roostmq.policy.ring import build_ring
+from roostmq.runtime.lease import ALIVE_S, Lease
 from roostmq.runtime.moves import Moves
 from roostmq.store import codec
 from roostmq.store.access import NatsAccess
@@ -34,7 +35,6 @@ from roostmq.store.registry import Registry
 
 LOOK_S = 0.25
 RETRY_S = 1.0
-ALIVE_S = 2.0
 CALM_S = 1.0
 SETTLED_S = 5.0
 REPORT_OVER_S = 5.0
@@ -88,12 +88,8 @@ class Cluster:
         self._told: tuple[int, int] = (0, 0)
         self._report: Report | None = None
         self._reported_s = 0.0
-        self._alive_s = 0.0
-        self._alive: dict[NodeId, bytes] = {}
-        self._renewed: dict[tuple[NodeId, int], float] = {}
-        """When the entry of each start of a node changed last, as this process saw it."""
-        self._twin: dict[int, bytes] = {}
-        self._changed_s = self._looking_s = time.monotonic()
+        self.lease = Lease(self.node)
+        self._changed_s = time.monotonic()
         self._submit: Callable[..., None] = lambda *commands: None
 
     # ---- before the engine
@@ -110,6 +106,7 @@ class Cluster:
                 await self._take_slot()
                 await self._read()
                 self.incarnation = max(self.incarnation, self.members.last(self.node) + 1)
+                self.lease.incarnation = self.incarnation
                 return self._engine_settings()
             except UnavailableError as problem:
                 self.log.warning("NATS is away", error=str(problem))
@@ -257,7 +254,8 @@ class Cluster:
         if not self.joined and votes.is_member(self.members, self.node, self.incarnation):
             self.joined = True
             self.log.info("joined", members=self.members.version, slot=self.slot)
-        await self._show_alive()
+        nodes = {m.node for m in self.members.nodes}
+        await self.lease.renew(self._there(), nodes, look_for_twin=not self.joined)
         if not self.joined:
             return await self._ask_to_join()
         self._tell_engine()
@@ -310,46 +308,10 @@ class Cluster:
             self._submit(*commands)
         self._told = (self.members.version, self.table.version if self.table is not None else 0)
 
-    async def _show_alive(self) -> None:
-        """The lease: this node's own entry, and when those of all others changed last."""
-        now_s = time.monotonic()
-        if now_s < self._alive_s + ALIVE_S:
-            return
-        if now_s > self._alive_s + 3 * ALIVE_S:
-            self._looking_s = now_s  # this process stood still, or could not read: nobody can be said to be silent
-        for node in {m.node for m in self.members.nodes} | {self.node}:
-            entry = await self._there().get(f"alive.{node}")
-            value = entry.value if entry is not None else b""
-            if value and self._alive.get(node) != value:
-                self._alive[node] = value
-                self._renewed[node, int(codec.unpack(value, "alive")["incarnation"])] = now_s
-            if node == self.node:
-                if entry is not None and not self.joined:
-                    self._refuse_twin(value)
-                mine = codec.pack({"incarnation": self.incarnation, "at": int(now_s * 1000)})
-                with contextlib.suppress(StaleError):
-                    await self._there().replace(f"alive.{node}", mine, entry.revision if entry is not None else 0)
-        self._alive_s = now_s
-
-    def _refuse_twin(self, value: bytes) -> None:
-        """Another process with this node's name writes its entry while this one looks."""
-        other = codec.unpack(value, "alive")["incarnation"]
-        seen, self._twin = self._twin.get(other), {other: value}
-        if other != self.incarnation and seen is not None and seen != value:
-            text = f"cluster.node: `{self.node}` runs already (incarnation {other}); give each node a name of its own"
-            raise ConfigError(text, option="cluster.node")
-
     def _lapsed(self) -> list[NodeId]:
         """Other members whose leases are over."""
-        return [m.node for m in self.members.nodes if m.node != self.node and self._is_over(m, votes.LEASE_MS / 1000)]
-
-    def _is_over(self, m: Member, lease_s: float) -> bool:
-        """This start of the node has not renewed its entry for so long, though this process has looked all the while.
-
-        Another start of it that waits to be let in renews nothing for it.
-        """
-        seen_s = self._renewed.get((m.node, m.incarnation), self._looking_s)
-        return time.monotonic() - max(seen_s, self._looking_s) > lease_s
+        others = (m for m in self.members.nodes if m.node != self.node)
+        return [m.node for m in others if self.lease.is_over(m, votes.LEASE_MS / 1000)]
 
     async def _ask_to_join(self) -> bool:
         assert self.me is not None
@@ -357,7 +319,7 @@ class Cluster:
         others = [m for m in self.members.nodes if m.node != self.node]
         lapsed = self._lapsed()
         # alone there is nobody whom an older start could mislead
-        own_over = old is None or self._is_over(old, votes.LEASE_MS / 1000 if others else 2 * ALIVE_S)
+        own_over = old is None or self.lease.is_over(old, votes.LEASE_MS / 1000 if others else 2 * ALIVE_S)
         if len(lapsed) == len(others) and own_over:  # nobody is there who could let it in
             gone = replace(self.members, nodes=())
             if self.table is not None:

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,24 @@ def parser() -> argparse.ArgumentParser:
             one.add_argument("client", help="client id")
         admin.add_option(one)
         one.add_argument("--json", action="store_true", help="as JSON")
+    _changes(sub)
     return p
+
+
+def _changes(sub: Any) -> None:
+    """The commands that change something, or show what a change would do."""
+    plan = sub.add_parser("plan", help="what would move if a node joined or left; nothing is changed")
+    plan.add_argument("change", choices=("add", "remove"), help="the node joins (or gets another weight), or leaves")
+    drain = sub.add_parser("drain", help="move everything away from a node, so that it can be stopped")
+    undrain = sub.add_parser("undrain", help="take a drain back: the node gets its share again")
+    weight = sub.add_parser("weight", help="give a node another share of the partitions")
+    for one in (plan, drain, undrain, weight):
+        one.add_argument("node", help="name of the node")
+        admin.add_option(one)
+        one.add_argument("--json", action="store_true", help="as JSON")
+    plan.add_argument("--weight", type=float, default=1.0, metavar="W", help="its weight; default 1")
+    drain.add_argument("--no-wait", action="store_true", help="do not wait until everything has moved")
+    weight.add_argument("weight", type=float, metavar="W", help="2 is twice the share of a node with 1")
 
 
 def main(words: list[str]) -> int:
@@ -53,6 +71,10 @@ def main(words: list[str]) -> int:
         return _init(options)
     if options.what == "why":
         return _why(options)
+    if options.what == "plan":
+        return _plan(options)
+    if options.what in ("drain", "undrain", "weight"):
+        return _change(options)
     told = admin.get(options.admin, "/api/v1/cluster")
     shown = {"status": told, "members": told["members"], "partitions": told["partitions"], "doctor": told["findings"]}
     if options.json:
@@ -81,6 +103,42 @@ def _init(o: argparse.Namespace) -> int:
         return 0
     print(f"cluster {o.name} is laid down; each node needs this join token, which is a secret:", file=sys.stderr)
     print(text)
+    return 0
+
+
+def _plan(o: argparse.Namespace) -> int:
+    change = {"join": o.node, "weight": str(o.weight)} if o.change == "add" else {"leave": o.node}
+    told = admin.get(o.admin, "/api/v1/cluster/plan", **change)
+    if o.json:
+        print(json.dumps(told))
+        return 0
+    print(f"{len(told['moves'])} partitions would move, {told['share']:.1%} of all clients; each one is handed over:")
+    print("its clients wait for a moment and stay connected")
+    routes: dict[tuple[str, str], list[int]] = {}
+    for move in told["moves"]:
+        routes.setdefault((move["from"] or "nobody", move["to"]), []).append(move["partition"])
+    for (source, target), partitions in sorted(routes.items()):
+        print(f"  {source} > {target}: {len(partitions):3} ({', '.join(str(p) for p in partitions)})")
+    print("partitions afterwards: " + ", ".join(f"{node} {n}" for node, n in told["partitions"].items()))
+    return 0
+
+
+def _change(o: argparse.Namespace) -> int:
+    wish = {"weight": o.weight} if o.what == "weight" else {"draining": o.what == "drain"}
+    told = admin.post(o.admin, f"/api/v1/cluster/members/{o.node}", 15, **wish)
+    if o.what == "drain" and not o.no_wait:
+        left = -1
+        while left != 0:
+            now = admin.get(o.admin, "/api/v1/cluster")["partitions"]
+            if (held := sum(p["owner"] == o.node for p in now)) != left:
+                print(f"{o.node} has {held} partitions left", file=sys.stderr)
+            left = held
+            time.sleep(0.2)
+    if o.json:
+        print(json.dumps(told))
+    else:
+        after = {"drain": "owns nothing any more and can be stopped", "undrain": "gets its share again"}
+        print(f"{o.node} {after.get(o.what, f'has weight {o.weight:g} now: see `roost cluster members`')}")
     return 0
 
 

@@ -30,7 +30,8 @@ def parser() -> argparse.ArgumentParser:
         prog="roost dev",
         description="Run a cluster on this machine: NATS servers that sync every write, and nodes, all on loopback. "
         "Ctrl-C ends all of them. Beside one that runs with --data DIR, `roost dev add --data DIR` starts a further "
-        "node and moves its share to it, `roost dev remove NODE --data DIR` moves everything away from one and stops it.",
+        "node and moves its share to it; `roost dev remove NODE --data DIR` moves everything away from a node, then "
+        "stops it.",
     )
     p.add_argument("--nodes", type=int, default=3, metavar="N", help="nodes of the cluster, 1 to 16 (default 3)")
     p.add_argument("--nats-servers", type=int, choices=(1, 3), default=1, help="servers of NATS (default 1)")
