@@ -173,12 +173,19 @@ class ClusterSite(Site):
         return told
 
     async def drain(self, i: int, draining: bool) -> None:
-        """A node shall hand over everything, or may have its share again."""
+        """A node shall hand over everything, or may have its share again. Asked for until NATS can be asked."""
         node = self.nodes[i]
         url = f"http://{node['admin']}/api/v1/cluster/members/{node['id']}"
         body = json.dumps({"draining": draining}).encode()
         request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-        await asyncio.to_thread(lambda: urllib.request.urlopen(request, timeout=30).close())
+        end = time.monotonic() + READY_S
+        while True:
+            try:
+                return await asyncio.to_thread(lambda: urllib.request.urlopen(request, timeout=30).close())
+            except OSError as problem:
+                if time.monotonic() > end:
+                    raise BrokerFailed(f"{node['id']} does not take a drain: {problem}") from None
+                await asyncio.sleep(0.2)
 
     async def restart_node(self, i: int) -> None:
         """As an upgrade does it: told to stop, and started again."""

@@ -17,7 +17,7 @@ KNOWN_BAD = {
     "votes": 4,
     "barrier": 3,
     "frozen": 1,
-    "fence": 1,
+    "fence": 41,
     "twice": 22,
     "cover": 1,
 }

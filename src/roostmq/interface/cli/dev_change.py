@@ -206,12 +206,17 @@ class Change:
 
     async def _everywhere(self) -> list[dict[str, Any]]:
         asked = (asyncio.to_thread(admin.get, url, "/api/v1/cluster") for url in self.dev.admins().values())
-        return list(await asyncio.gather(*asked))
+        told = await asyncio.gather(*asked, return_exceptions=True)
+        found = [t for t in told if isinstance(t, dict)]
+        if not found:
+            raise RoostError("no node of the cluster answers")
+        return found
 
     async def _closed(self) -> int:
         """Connections that were closed as their sessions were lost."""
         asked = (asyncio.to_thread(admin.get, url, "/api/v1/info") for url in self.dev.admins().values())
-        return sum(told["counters"]["sessions_lost"] for told in await asyncio.gather(*asked))
+        told = await asyncio.gather(*asked, return_exceptions=True)
+        return sum(t["counters"]["sessions_lost"] for t in told if isinstance(t, dict))
 
     async def _post(self, path: str, **fields: object) -> None:
         url = next(iter(self.dev.admins().values()))
