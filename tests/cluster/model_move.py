@@ -160,7 +160,7 @@ class Move:
             if rest not in w.log:
                 w.log += (rest,)
         if rest not in queue:
-            put(w, "nodes", n, (epoch, queue + (rest,), sealed))
+            put(w, "nodes", n, (epoch, (*queue, rest), sealed))
         put(w, "to_door", n, w.to_door[n] + (("done", rest),))
 
     def halt(self, w: World) -> None:
