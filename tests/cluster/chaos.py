@@ -46,6 +46,8 @@ class Plan:
     rate: float = 200.0
     faults: tuple[str, ...] = ("kill", "hang")
     calm_s: tuple[float, float] = (2.0, 6.0)
+    sync: str = ""
+    """`sync_interval` of NATS; empty: always. Any other is taken with the weaker class only."""
     story: tuple[str, ...] = ()
     """These faults in this order, instead of those that the seed chooses."""
 
@@ -66,6 +68,8 @@ class Run:
     def __post_init__(self) -> None:
         self.rng = random.Random(self.plan.seed)
         self.site = ClusterSite(self.folder, self.plan.nodes, self.plan.servers, random.Random(self.plan.seed))
+        if self.plan.sync:
+            self.site.sync = ("--sync", self.plan.sync, "--ack-default", "replicated")
         self.book = Book(self.plan.seed, time.monotonic())
         self.book.starts = self.site.starts
         self.looker = Looker(self.site, self.book, random.Random(self.plan.seed), "looker", 5, 0)
@@ -101,6 +105,7 @@ class Run:
             "machine": self.machine,
             "all servers": self.all_servers,
             "blackout": self.blackout,
+            "power": self.power,
             "grow": self.grow,
             "drain": self.drain,
             "restart": self.restart,
@@ -159,6 +164,21 @@ class Run:
             self.site.kill_server(i)
         self.site.note()
         await asyncio.sleep(self.rng.uniform(0.5, 3.0))
+        for i in range(self.plan.servers):
+            self.site.start_server(i)
+        await asyncio.gather(*(self.site.start_node(i) for i in range(self.plan.nodes)))
+
+    async def power(self) -> None:
+        """The power goes for everything: what NATS had not synced is gone. Its servers are traced from the first time on."""
+        for i in range(self.plan.nodes):
+            self.site.kill_node(i)
+        for i in range(self.plan.servers):
+            self.site.kill_server(i)
+        if self.site.cuts:
+            lost = [traced.cut() for traced in self.site.traced.values()]
+            self.book.checked["bytes cut off"] += sum(sum(files.values()) for files in lost)
+        self.site.cuts = True
+        self.site.note()
         for i in range(self.plan.servers):
             self.site.start_server(i)
         await asyncio.gather(*(self.site.start_node(i) for i in range(self.plan.nodes)))
@@ -278,11 +298,13 @@ def main() -> int:
     parser.add_argument(
         "--faults",
         default="kill,hang",
-        help="of: kill, hang, server, machine, all servers, blackout, grow, drain, restart",
+        help="of: kill, hang, server, machine, all servers, blackout, power, grow, drain, restart",
     )
+    parser.add_argument("--sync", default="", help="sync_interval of NATS, with the weaker class of acknowledgement")
     parser.add_argument("--report", type=Path, help="write the verdict here too")
     a = parser.parse_args()
     plan = Plan(a.seed, a.seconds, a.nodes, a.servers, a.rate, tuple(f.strip() for f in a.faults.split(",")))
+    plan.sync = a.sync
     folder = Path(tempfile.mkdtemp(prefix="roost-chaos-"))
     result = asyncio.run(run(plan, folder))
     print(result.table())

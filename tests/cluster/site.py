@@ -21,6 +21,7 @@ from typing import Any
 
 from durability.site import BrokerFailed, Site
 
+from cluster.cut import Traced
 from roostmq.adapters.nats_server import end_with_parent
 
 READY_S = 60.0
@@ -48,6 +49,11 @@ class ClusterSite(Site):
         self.own: dict[int, subprocess.Popen[bytes]] = {}
         """Nodes that were started again here."""
         self.own_nats: dict[int, subprocess.Popen[bytes]] = {}
+        self.cuts = False
+        """Servers are traced, so that what they have not synced can be cut off."""
+        self.traced: dict[int, Traced] = {}
+        self.sync: tuple[str, ...] = ()
+        """More words for `roost dev`."""
 
     @property
     def doors(self) -> list[tuple[str, int]]:
@@ -77,7 +83,7 @@ class ClusterSite(Site):
         settings = self.folder / "nodes.toml"
         settings.write_text("[limits]\nqueue_messages_max = 10000000\nqueue_bytes_max = 10000000000\n")
         words = ["dev", "--nodes", str(self.count), "--nats-servers", str(self.servers), "--data", str(self.data)]
-        words += ["--node-config", str(settings)]
+        words += ["--node-config", str(settings), *self.sync]
         with out.open("wb") as stdout, (self.folder / "dev.err").open("ab") as stderr:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "roostmq", *words, "--json"], stdout=stdout, stderr=stderr
@@ -204,6 +210,8 @@ class ClusterSite(Site):
 
     def kill_server(self, i: int) -> None:
         """kill -9 of a NATS server."""
+        if i in self.traced:
+            return self.traced[i].kill()
         process = self.own_nats.pop(i, None)
         if process is not None:
             process.kill()
@@ -216,9 +224,13 @@ class ClusterSite(Site):
         from roostmq.adapters.nats_server import find_server
 
         folder = self.data / f"nats-{i}"
+        command = [find_server(), "--config", str(folder / "server.conf")]
         with open(folder / "log", "ab") as log:
+            if self.cuts:
+                self.traced[i] = Traced(command, folder / "trace", log)
+                return
             self.own_nats[i] = subprocess.Popen(
-                [find_server(), "--config", str(folder / "server.conf")],
+                command,
                 stdout=log,
                 stderr=log,
                 preexec_fn=end_with_parent,
@@ -251,6 +263,9 @@ class ClusterSite(Site):
         for process in [*self.own.values(), *self.own_nats.values()]:
             process.kill()
             process.wait()
+        for traced in self.traced.values():
+            if traced.process.poll() is None:
+                traced.kill()
         self.own.clear()
         self.own_nats.clear()
         return 0
