@@ -81,7 +81,9 @@ class ClusterSite(Site):
         """Start the cluster and wait until all nodes are ready."""
         out = self.folder / "out"
         settings = self.folder / "nodes.toml"
-        settings.write_text("[limits]\nqueue_messages_max = 10000000\nqueue_bytes_max = 10000000000\n")
+        settings.write_text(
+            "[sys]\ninterval_s = 1\n[limits]\nqueue_messages_max = 10000000\nqueue_bytes_max = 10000000000\n"
+        )
         words = ["dev", "--nodes", str(self.count), "--nats-servers", str(self.servers), "--data", str(self.data)]
         words += ["--node-config", str(settings), *self.sync]
         with out.open("wb") as stdout, (self.folder / "dev.err").open("ab") as stderr:

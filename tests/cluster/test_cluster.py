@@ -91,6 +91,65 @@ async def test_subscribed_at_one_node_published_at_another(site: ClusterSite) ->
     publisher.loop_stop()
 
 
+async def test_each_node_has_its_own_sys_topics(site: ClusterSite) -> None:
+    """What a node says of itself and what the cluster is, retained, at every door."""
+    found: dict[str, str] = {}
+    reader = connected(site.nodes[1]["mqtt"], "reader")
+    reader.on_message = lambda _c, _u, m: found.__setitem__(m.topic, m.payload.decode())
+    reader.subscribe([("$SYS/brokers/+/version", 0), ("$SYS/cluster/#", 0)])
+    end = time.monotonic() + 20
+    while time.monotonic() < end and not (len(found) >= 11 and found.get("$SYS/cluster/partitions/serving") == "64"):
+        time.sleep(0.05)
+    assert {t.split("/")[2] for t in found if t.startswith("$SYS/brokers/")} == {"n1", "n2", "n3"}
+    assert found["$SYS/cluster/members/names"] == "n1 n2 n3"
+    assert (found["$SYS/cluster/partitions/serving"], found["$SYS/cluster/partitions/count"]) == ("64", "64")
+    reader.disconnect()
+    reader.loop_stop()
+
+
+async def test_of_two_nodes_the_one_that_is_left_goes_on(tmp_path: Path) -> None:
+    """No majority is left to vote: the lease of the dead one ends, and then the other serves everything that was kept."""
+    site = ClusterSite(tmp_path, nodes=2)
+    await site.start()
+    try:
+        doors = [site.nodes[0]["mqtt"], site.nodes[1]["mqtt"]]
+        for n in range(12):
+            client = connected(doors[n % 2], f"kept-{n}", clean=False)
+            granted = threading.Event()
+            client.on_subscribe = lambda *_, granted=granted: granted.set()
+            client.subscribe("two/#", 1)
+            assert granted.wait(20)
+            client.disconnect()
+            client.loop_stop()
+        sender = connected(doors[0], "sender")
+        sender.publish("two/x", "1", qos=1).wait_for_publish(20)
+        sender.disconnect()
+        sender.loop_stop()
+        site.kill_node(0)
+        present: list[bool] = []
+        got: list[bytes] = []
+        clients = []
+        for n in range(12):
+            client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, f"kept-{n}", clean_session=False)
+            client.on_connect = lambda _c, _u, flags, code, _p: code == 0 and present.append(flags.session_present)
+            client.on_message = lambda _c, _u, m: got.append(m.payload)
+            client.reconnect_delay_set(1, 1)
+            host, _, port = doors[1].rpartition(":")
+            client.connect_async(host, int(port))
+            client.loop_start()
+            clients.append(client)
+        end = time.monotonic() + 60
+        while time.monotonic() < end and len(got) < 12:
+            time.sleep(0.1)
+        assert present[:12] == [True] * 12
+        assert got == [b"1"] * 12
+        for client in clients:
+            client.disconnect()
+            client.loop_stop()
+    finally:
+        await site.stop()
+
+
 async def test_two_nodes_of_one_name_are_refused(site: ClusterSite) -> None:
     config = (site.data / "n2.toml").read_text()
     twin = site.data / "twin.toml"

@@ -28,6 +28,7 @@ from roostmq.policy.members import Beat, Report
 from roostmq.policy.ring import build_ring
 from roostmq.runtime.lease import ALIVE_S, Lease
 from roostmq.runtime.moves import Moves
+from roostmq.runtime.sys_topics import cluster_topics
 from roostmq.store import codec
 from roostmq.store.access import NatsAccess
 from roostmq.store.nats_kv import NatsRegistry
@@ -215,6 +216,17 @@ class Cluster:
             with contextlib.suppress(StaleError):
                 await self._set_members(made)
                 return made
+
+    def acts(self) -> bool:
+        """Does this node act for all at this moment, as far as it knows?"""
+        silent = set(self._report.silent) if self._report is not None else set()
+        return self.joined and votes.acting(self.members, silent) == self.node
+
+    def sys_topics(self) -> dict[str, str]:
+        """`$SYS/cluster/` as this node sees it."""
+        rows = self.table.partitions if self.table is not None else ()
+        versions = (self.members.version, self.table.version if self.table is not None else 0)
+        return cluster_topics([m.node for m in self.members.nodes], [a.state.value for a in rows], versions)
 
     async def drain(self) -> None:
         """Hand over everything that this node owns, if there is somebody to take it, for a while."""

@@ -264,13 +264,16 @@ class Node:
                 os.unlink(path)
 
     async def _publish_sys(self) -> None:
-        topics = SysTopics(engine.version())
+        node = self.cluster.node if self.cluster is not None else None
+        topics = SysTopics(engine.version(), node)
         interval_s = self.config.sys.interval_s
         last_s = time.monotonic() - interval_s
         while True:
             now_s = time.monotonic()
             changed = topics.update(await self.stats(), now_s - last_s)
             last_s = now_s
+            if self.cluster is not None and self.cluster.acts():
+                changed |= topics.changed(self.cluster.sys_topics())
             commands = [engine.publish_command(t, v.encode(), retain=True) for t, v in changed.items()]
             self._running().engine.submit(*commands)
             await asyncio.sleep(interval_s)

@@ -1,4 +1,7 @@
-"""The `$SYS` topics as mosquitto names them, computed from two readings of the engine's counters. Pure."""
+"""The `$SYS` topics as mosquitto names them, computed from two readings of the engine's counters. Pure.
+
+A node of a cluster has the same below `$SYS/brokers/NODE/`; the cluster as a whole is below `$SYS/cluster/`.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,8 @@ class SysTopics:
     """Remembers averages and what was published, so that only changes are published again."""
 
     version: str
+    node: str | None = None
+    """Name of this node in a cluster."""
     _last: dict[str, int] = field(default_factory=dict)
     _loads: dict[tuple[str, int], float] = field(default_factory=dict)
     _published: dict[str, str] = field(default_factory=dict)
@@ -36,10 +41,15 @@ class SysTopics:
         counters["dropped"] = sum(n for name, n in counters.items() if name.startswith("dropped_"))
         topics = self._plain(counters, stats["gauges"], stats["uptime_ms"])
         topics |= self._averages(counters, elapsed_s)
-        changed = {t: v for t, v in topics.items() if self._published.get(t) != v}
-        self._published |= changed
         self._last = counters
-        return {f"$SYS/broker/{topic}": value for topic, value in changed.items()}
+        top = "$SYS/broker" if self.node is None else f"$SYS/brokers/{self.node}"
+        return self.changed({f"{top}/{topic}": value for topic, value in topics.items()})
+
+    def changed(self, topics: dict[str, str]) -> dict[str, str]:
+        """Those of them that differ from what was published last."""
+        found = {t: v for t, v in topics.items() if self._published.get(t) != v}
+        self._published |= found
+        return found
 
     def _plain(self, c: dict[str, int], g: dict[str, int], uptime_ms: int) -> dict[str, str]:
         connected = g["connections"]
@@ -83,3 +93,17 @@ class SysTopics:
                 self._loads[topic, minutes] = load
                 topics[f"load/{topic}/{minutes}min"] = f"{load:.2f}"
         return topics
+
+
+def cluster_topics(members: list[str], states: list[str], versions: tuple[int, int]) -> dict[str, str]:
+    """`$SYS/cluster/`: nodes, partitions by state, versions of members and table."""
+    counts = {state: states.count(state) for state in ("serving", "moving", "recovering")}
+    values: dict[str, str | int] = {
+        "members/count": len(members),
+        "members/names": " ".join(sorted(members)),
+        "members/version": versions[0],
+        "table/version": versions[1],
+        "partitions/count": len(states),
+        **{f"partitions/{state}": n for state, n in counts.items()},
+    }
+    return {f"$SYS/cluster/{topic}": str(value) for topic, value in values.items()}
