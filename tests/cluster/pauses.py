@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import json
+import operator
 import random
 import statistics
 import struct
@@ -68,8 +70,11 @@ class Quick:
             link.drop()
             return False
 
-    async def subscribe(self, pattern: str) -> None:
+    async def subscribe(self, pattern: str) -> float:
+        """Seconds until SUBACK."""
+        begun = time.monotonic()
         await self.ask(packet(0x82, b"\0\1" + text(pattern) + b"\1"), SUBACK)
+        return time.monotonic() - begun
 
     async def publish(self, topic: str) -> float:
         """Seconds until PUBACK."""
@@ -113,6 +118,8 @@ class Bystander:
     def __init__(self, site: ClusterSite, node: int, mine: list[str]) -> None:
         self.site, self.node, self.names = site, node, mine
         self.trips: list[float] = []
+        self.subacks: list[float] = []
+        """Of a filter that every node knows already: nobody has to be asked for it."""
         self.closed = 0
 
     async def run(self) -> None:
@@ -125,6 +132,7 @@ class Bystander:
         while True:
             try:
                 self.trips.append(await publisher.publish(f"by/{self.node}"))
+                self.subacks.append(await subscriber.subscribe(f"by/{self.node}"))
             except OSError:
                 self.closed += 1
                 await publisher.connect(door)
@@ -133,9 +141,17 @@ class Bystander:
                 await subscriber.connect(door)
             await asyncio.sleep(0.005)
 
-    def take(self) -> list[float]:
-        trips, self.trips = self.trips, []
-        return sorted(trips)
+    def take(self) -> tuple[list[float], list[float]]:
+        """Round trips and SUBACKs since the last call."""
+        found = self.trips, self.subacks
+        self.trips, self.subacks = [], []
+        return found
+
+
+def taken(bystanders: list[Bystander]) -> tuple[list[float], list[float]]:
+    """Those of all, sorted."""
+    trips, subacks = zip(*(b.take() for b in bystanders), strict=True)
+    return sorted(functools.reduce(operator.iadd, trips, [])), sorted(functools.reduce(operator.iadd, subacks, []))
 
 
 def shown(name: str, times: list[float]) -> str:
@@ -161,7 +177,7 @@ async def round_of(site: ClusterSite, what: str, rng: random.Random) -> list[flo
         client.link.drop()
     tasks = [asyncio.create_task(b.run()) for b in bystanders]
     await asyncio.sleep(3)
-    before = sorted(t for b in bystanders for t in b.take())
+    before = taken(bystanders)
     since = time.monotonic()
     if what == "hang":
         site.halt_node(victim)
@@ -171,11 +187,11 @@ async def round_of(site: ClusterSite, what: str, rng: random.Random) -> list[flo
             site.kill_server(victim % site.servers)
     times = await usable_again(site, theirs, since)
     await asyncio.sleep(1)
-    after = sorted(t for b in bystanders for t in b.take())
+    after = taken(bystanders)
     print(f"{what} n{victim + 1}: {shown('sessions usable elsewhere', times)}")
-    print(
-        f"   {shown('bystanders before', before)}; {shown('meanwhile', after)}; closed {sum(b.closed for b in bystanders)}"
-    )
+    for name, old, new in zip(("round trips", "SUBACKs"), before, after, strict=True):
+        print(f"   bystanders, {shown(name + ' before', old)}; {shown('meanwhile', new)}")
+    print(f"   bystanders closed: {sum(b.closed for b in bystanders)}")
     for t in tasks:
         t.cancel()
     if what == "hang":

@@ -234,7 +234,7 @@ def main(words: list[str]) -> int:
 
 
 async def _run(dev: Dev) -> int:
-    from roostmq.interface.cli import dev_change
+    from roostmq.interface.cli import dev_change, dev_table
 
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -250,7 +250,12 @@ async def _run(dev: Dev) -> int:
         starting.result()
         async with dev_change.listen(dev):
             show(dev)
+            drawing = None
+            if dev_table.wanted(dev.options.json):
+                drawing = asyncio.ensure_future(dev_table.keep_drawing(dev))
             await ended.wait()
+            if drawing is not None:
+                drawing.cancel()
         return 0
     except RoostError:
         raise
