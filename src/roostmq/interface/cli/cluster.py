@@ -45,6 +45,14 @@ def parser() -> argparse.ArgumentParser:
         admin.add_option(one)
         one.add_argument("--json", action="store_true", help="as JSON")
     _changes(sub)
+    save = sub.add_parser("backup", help="write everything that the cluster keeps into a new folder, while it runs")
+    save.add_argument("name", help="name of the cluster")
+    load = sub.add_parser("restore", help="put a backup into a NATS that knows nothing of this cluster")
+    load.add_argument("--replicas", type=int, choices=(1, 3), help="copies of everything in NATS; default: as it was")
+    for one in (save, load):
+        one.add_argument("folder", type=Path, metavar="DIR", help="folder of the backup")
+        one.add_argument("--nats", action="append", required=True, metavar="URL", help="where NATS is; may be repeated")
+        one.add_argument("--json", action="store_true", help="print the manifest")
     return p
 
 
@@ -69,6 +77,8 @@ def main(words: list[str]) -> int:
     options = parser().parse_args(words)
     if options.what == "init":
         return _init(options)
+    if options.what in ("backup", "restore"):
+        return _keep(options)
     if options.what == "why":
         return _why(options)
     if options.what == "plan":
@@ -103,6 +113,24 @@ def _init(o: argparse.Namespace) -> int:
         return 0
     print(f"cluster {o.name} is laid down; each node needs this join token, which is a secret:", file=sys.stderr)
     print(text)
+    return 0
+
+
+def _keep(o: argparse.Namespace) -> int:
+    from roostmq.store.access import NatsAccess
+    from roostmq.store.backup import backup, restore
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    access = NatsAccess(tuple(o.nats))
+    if o.what == "backup":
+        manifest = asyncio.run(backup(access, o.name, o.folder, tell))
+        done = f"backup of `{o.name}` is in {o.folder}; keep the join token with it: the hash key is only there"
+    else:
+        manifest = asyncio.run(restore(access, o.folder, o.replicas, tell))
+        done = f"cluster `{manifest['cluster']}` is restored as it was at {time.ctime(manifest['at'])}; start its nodes"
+    print(json.dumps(manifest) if o.json else done)
     return 0
 
 

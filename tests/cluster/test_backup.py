@@ -1,0 +1,129 @@
+"""Backup, everything destroyed, restore: what was kept is there again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import paho.mqtt.client as mqtt
+import pytest
+
+from cluster.site import ClusterSite
+from cluster.test_cluster import connected
+
+pytestmark = [pytest.mark.xdist_group("nats"), pytest.mark.timeout(300)]
+
+
+def roost(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "roostmq", *words], capture_output=True, text=True, timeout=120)
+
+
+def subscribed(door: str, name: str, topic: str) -> mqtt.Client:
+    client = connected(door, name, clean=False)
+    granted = threading.Event()
+    client.on_subscribe = lambda *_: granted.set()
+    client.subscribe(topic, 2)
+    assert granted.wait(20)
+    return client
+
+
+def gone(client: mqtt.Client) -> None:
+    client.disconnect()
+    client.loop_stop()
+
+
+async def test_backup_destroy_restore(tmp_path: Path) -> None:
+    """Made under traffic; sessions, queues and retained messages of before are there, nothing that came later is."""
+    site = ClusterSite(tmp_path, nodes=2)
+    await site.start()
+    kept = tmp_path / "kept"
+    try:
+        doors = [n["mqtt"] for n in site.nodes]
+        for n in range(8):
+            gone(subscribed(doors[n % 2], f"kept-{n}", f"b/{n}/#"))
+        sender = connected(doors[0], "sender")
+        for n in range(8):
+            for k in range(5):
+                sender.publish(f"b/{n}/x", f"before-{k}", qos=k % 2 + 1).wait_for_publish(20)
+            sender.publish(f"state/{n}", f"value-{n}", qos=1, retain=True).wait_for_publish(20)
+        made = await asyncio.to_thread(
+            roost, "cluster", "backup", "dev", str(kept), "--nats", site.nats[0]["url"], "--json"
+        )
+        assert made.returncode == 0, made.stderr
+        manifest = json.loads(made.stdout)
+        assert len(manifest["streams"]) == 9
+        again = await asyncio.to_thread(roost, "cluster", "backup", "dev", str(kept), "--nats", site.nats[0]["url"])
+        assert again.returncode == 1
+        assert "not empty" in again.stderr
+        sender.publish("b/0/x", "after", qos=1).wait_for_publish(20)
+        refused = await asyncio.to_thread(roost, "cluster", "restore", str(kept), "--nats", site.nats[0]["url"])
+        assert refused.returncode == 1
+        assert "already" in refused.stderr
+        gone(sender)
+
+        for i in range(2):
+            site.kill_node(i)
+        site.kill_server(0)
+        shutil.rmtree(site.data / "nats-0" / "store")
+        site.start_server(0)
+        for _ in range(100):
+            back = await asyncio.to_thread(roost, "cluster", "restore", str(kept), "--nats", site.nats[0]["url"])
+            if back.returncode == 0 or "does not answer" not in back.stderr:
+                break
+        assert back.returncode == 0, back.stderr
+        await asyncio.gather(*(site.start_node(i) for i in range(2)))
+
+        got: dict[int, list[str]] = {n: [] for n in range(8)}
+        present: dict[int, bool] = {}
+        clients = []
+        for n in range(8):
+            client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, f"kept-{n}", clean_session=False)
+            client.on_connect = lambda _c, _u, flags, _r, _p, n=n: present.setdefault(n, flags.session_present)
+            client.on_message = lambda _c, _u, m, n=n: got[n].append(m.payload.decode())
+            host, _, port = doors[1].rpartition(":")
+            client.connect(host, int(port))
+            client.loop_start()
+            clients.append(client)
+        end = time.monotonic() + 20
+        while time.monotonic() < end and sum(map(len, got.values())) < 40:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.5)
+        assert present == dict.fromkeys(range(8), True)
+        assert all(sorted(words) == [f"before-{k}" for k in range(5)] for words in got.values()), got
+        values: dict[str, str] = {}
+        reader = connected(doors[0], "reader")
+        reader.on_message = lambda _c, _u, m: values.__setitem__(m.topic, m.payload.decode())
+        reader.subscribe("state/#", 1)
+        end = time.monotonic() + 20
+        while time.monotonic() < end and len(values) < 8:
+            await asyncio.sleep(0.05)
+        assert values == {f"state/{n}": f"value-{n}" for n in range(8)}
+        for client in (*clients, reader):
+            gone(client)
+    finally:
+        await site.stop()
+
+
+async def test_a_backup_that_was_changed_is_refused(tmp_path: Path) -> None:
+    """One byte in a file is found before anything is written."""
+    site = ClusterSite(tmp_path, nodes=1)
+    await site.start()
+    kept = tmp_path / "kept"
+    try:
+        made = await asyncio.to_thread(roost, "cluster", "backup", "dev", str(kept), "--nats", site.nats[0]["url"])
+        assert made.returncode == 0, made.stderr
+        file = next(kept.glob("KV_*.snapshot"))
+        raw = bytearray(file.read_bytes())
+        raw[len(raw) // 2] ^= 1
+        file.write_bytes(raw)
+        back = await asyncio.to_thread(roost, "cluster", "restore", str(kept), "--nats", site.nats[0]["url"])
+        assert back.returncode == 1
+        assert file.name in back.stderr
+    finally:
+        await site.stop()
