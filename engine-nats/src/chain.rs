@@ -79,6 +79,9 @@ enum State {
 struct Fencing {
     replay: Replay,
     at_least: At,
+    /// Epoch that the log is known to have obeyed, and the highest one that was seen before the new one.
+    served: u32,
+    seen: u32,
     /// Address that an answer has named.
     answered: Option<At>,
     /// Everything up to here was read.
@@ -123,10 +126,18 @@ impl Chain {
     /// A new owner: sends its `EPOCH`.
     #[must_use]
     pub fn fence(fence: Fence) -> (Self, Vec<Action>) {
-        let Fence { partition, epoch, known, at_least } = fence;
+        let Fence { partition, epoch, known, at_least, served } = fence;
         let replay = Replay::new(partition, known);
-        let fencing =
-            Fencing { replay, at_least, answered: None, upto: known.at, checked: known.at == 0, front_behind: 0 };
+        let fencing = Fencing {
+            replay,
+            at_least,
+            served,
+            seen: known.epoch,
+            answered: None,
+            upto: known.at,
+            checked: known.at == 0,
+            front_behind: 0,
+        };
         let mut chain = Self {
             partition,
             epoch,
@@ -264,6 +275,7 @@ impl Chain {
             if own {
                 return self.damaged(format!("epoch {epoch} was used before; a new one is needed"));
             }
+            f.seen = f.seen.max(if higher < epoch { higher } else { 0 });
             match f.replay.take(found) {
                 Ok(append) => appends.extend(append),
                 Err(why) => return self.read_again(why),
@@ -299,6 +311,12 @@ impl Chain {
         let must = f.answered.unwrap_or(0).max(f.at_least).max(f.front_behind);
         if upto < must {
             return self.missed(format!("the log ends at {upto}, but reached to {must}"));
+        }
+        if f.seen < f.served {
+            let (seen, served) = (f.seen, f.served);
+            return self.missed(format!(
+                "the log knows epoch {seen} at most, but has obeyed {served}; it is not the log that it was"
+            ));
         }
         if known.epoch != self.epoch {
             if f.answered.is_some() {

@@ -94,7 +94,7 @@ fn trimmed_followed_and_taken_over() {
     });
     assert_eq!(standby_heard.read(0), (0..12).collect::<Vec<_>>());
     // the standby takes over with what it knows; a stranger finds the rest behind the checkpoint
-    standby.fence(Fence { partition: 0, epoch: 2, known, at_least: known.at });
+    standby.fence(Fence { partition: 0, epoch: 2, known, at_least: known.at, served: 0 });
     assert_eq!(standby_heard.fenced(0), 12);
     log.append(batch(0, 12, 12, 12));
     heard.event("resigned", |e| *e == ClusterLogEvent::Resigned { partition: 0, epoch: 2 });
@@ -123,7 +123,7 @@ fn a_log_that_lost_its_end_stops() {
     assert!(damage(&heard, 1).contains("lost data"));
     let next_heard = Heard::new();
     let next = start(options(servers.access(), STREAMS, next_heard.notify()));
-    next.fence(Fence { partition: 1, epoch: 2, known: Anchor::default(), at_least: at[2] + 1000 });
+    next.fence(Fence { partition: 1, epoch: 2, known: Anchor::default(), at_least: at[2] + 1000, served: 0 });
     assert!(damage(&next_heard, 1).contains("reached to"));
 }
 

@@ -75,7 +75,7 @@ impl World {
         for found in (1..=upto).filter_map(|at| found(&self.log, at)) {
             applied.extend(replay.take(found).expect("a chain").iter().flat_map(|a| ids(&a.records)));
         }
-        let fence = Fence { partition: P, epoch, known: replay.known(), at_least: replay.known().at };
+        let fence = Fence { partition: P, epoch, known: replay.known(), at_least: replay.known().at, served: 0 };
         let (chain, actions) = Chain::fence(fence);
         let n = self.owners.len();
         self.owners.push(Owner {
@@ -418,6 +418,20 @@ fn a_shorter_log_is_not_begun_again() {
     let mut world = World { lossy: true, ..World::default() };
     world.start(0);
     let (chain, actions) = Chain::fence(Fence { partition: P, epoch: 2, at_least: 7, ..Fence::default() });
+    world.owners[0].chain = chain;
+    world.net.clear();
+    world.act(0, actions);
+    settle(&mut world);
+    assert!(world.owners[0].damaged);
+    assert!(world.owners[0].fenced.is_none());
+}
+
+/// A log that knows nothing of an epoch under which the table says that it was served is another log: not begun.
+#[test]
+fn a_log_that_was_made_anew_is_not_begun() {
+    let mut world = World { lossy: true, ..World::default() };
+    world.start(0);
+    let (chain, actions) = Chain::fence(Fence { partition: P, epoch: 9, served: 8, ..Fence::default() });
     world.owners[0].chain = chain;
     world.net.clear();
     world.act(0, actions);

@@ -33,12 +33,12 @@ class PartitionState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LogRef:
-    """A part of a partition's log: all messages of one subject from one sequence on."""
+    """A part of a partition's log: the messages of one subject."""
 
     stream: str
     subject: str
-    first: int
-    """Sequence of its first batch in the stream."""
+    served: int
+    """An epoch that it has obeyed: a log that knows nothing of it is not the log that it was, and is never begun."""
 
 
 @dataclass(frozen=True, slots=True)

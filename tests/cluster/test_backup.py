@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ import paho.mqtt.client as mqtt
 import pytest
 
 from cluster.site import ClusterSite
-from cluster.test_cluster import connected
+from cluster.test_cluster import ask, connected
 
 pytestmark = [pytest.mark.xdist_group("nats"), pytest.mark.timeout(300)]
 
@@ -125,5 +126,50 @@ async def test_a_backup_that_was_changed_is_refused(tmp_path: Path) -> None:
         back = await asyncio.to_thread(roost, "cluster", "restore", str(kept), "--nats", site.nats[0]["url"])
         assert back.returncode == 1
         assert file.name in back.stderr
+    finally:
+        await site.stop()
+
+
+async def test_a_log_that_was_lost_is_never_begun_empty(tmp_path: Path) -> None:
+    """A stream is deleted and made again: its partitions stand still and say so, all others serve."""
+    from nats.js.errors import NotFoundError
+
+    from roostmq.store.access import NatsAccess
+    from roostmq.store.nats_kv import connect
+    from roostmq.store.streams import make_streams
+
+    site = ClusterSite(tmp_path, nodes=2)
+    await site.start()
+    try:
+        await asyncio.sleep(1)  # what the logs reach to is in the table
+        for i in range(2):
+            site.kill_node(i)
+        access = NatsAccess((site.nats[0]["url"],))
+        client = await connect(access, "test")
+        js = client.jetstream()
+        await js.delete_stream("ROOST_dev_LOG_3")
+        with pytest.raises(NotFoundError):
+            await js.stream_info("ROOST_dev_LOG_3")
+        await client.close()
+        await make_streams(access, "dev", 8, 1)
+        starting = [asyncio.create_task(site.start_node(i)) for i in range(2)]
+        lost: set[int] = set()
+        states: dict[int, str] = {}
+        end = time.monotonic() + 40
+        while time.monotonic() < end and not (len(lost) == 8 and list(states.values()).count("serving") == 56):
+            await asyncio.sleep(0.2)
+            with contextlib.suppress(OSError):
+                for node in site.nodes:
+                    told = await asyncio.to_thread(ask, node["admin"], "/api/v1/cluster")
+                    states = {p["partition"]: p["state"] for p in told["partitions"]}
+                    lost |= {n["partition"] for n in told["notes"] if n["event"] == "log_damaged"}
+        assert lost == {p for p in range(64) if p % 8 == 3}
+        assert {p for p, state in states.items() if state != "serving"} == lost
+        doctor = await asyncio.to_thread(roost, "cluster", "doctor", "--admin", f"http://{site.nodes[0]['admin']}")
+        assert doctor.returncode == 1
+        assert "roost cluster restore" in doctor.stdout
+        for task in starting:
+            task.cancel()
+        await asyncio.gather(*starting, return_exceptions=True)
     finally:
         await site.stop()

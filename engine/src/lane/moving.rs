@@ -301,7 +301,7 @@ impl Lane {
         let known = sealed.anchor;
         fleet.taking.insert(partition, super::owners::Taking { epoch, replay: None, version: 0 });
         match self.shared.cluster_log.get() {
-            Some(log) => log.fence(Fence { partition, epoch, known, at_least: known.at }),
+            Some(log) => log.fence(Fence { partition, epoch, known, at_least: known.at, served: known.epoch }),
             None => self.settle_in(partition, epoch),
         }
         true

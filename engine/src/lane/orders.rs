@@ -35,9 +35,15 @@ impl Lane {
             }
             Order::Why { id, client_id, topic } => self.explain(id, &client_id, topic.as_deref()),
             Order::Members { nodes, .. } => self.on_members(&nodes),
-            Order::Table { version, partitions } => {
-                let owner = |&(slot, epoch): &(i32, u32)| Owner { slot: u16::try_from(slot).ok(), epoch, since: 0 };
-                let owners: Vec<Owner> = partitions.iter().map(owner).collect();
+            Order::Table { version, partitions, served } => {
+                let served = served.into_iter().chain(std::iter::repeat(0));
+                let owner = |(&(slot, epoch), served): (&(i32, u32), u32)| Owner {
+                    slot: u16::try_from(slot).ok(),
+                    epoch,
+                    since: 0,
+                    served,
+                };
+                let owners: Vec<Owner> = partitions.iter().zip(served).map(owner).collect();
                 self.on_table(version, &owners);
             }
             Order::Move { partition, slot } => self.begin_move(partition, slot),

@@ -29,6 +29,8 @@ pub(super) struct Owner {
     pub epoch: u32,
     /// Version of the table that made it so.
     pub since: u64,
+    /// The log is known to have obeyed this epoch; 0: nothing is known.
+    pub served: u32,
 }
 
 /// A partition on its way to this lane.
@@ -99,7 +101,11 @@ impl Lane {
             fleet.taking.insert(partition, Taking { epoch, replay, version: 0 });
         }
         match self.shared.cluster_log.get().filter(|_| logged) {
-            Some(log) => log.fence(Fence { partition, epoch, ..Fence::default() }),
+            Some(log) => {
+                let owner = self.fleet.as_ref().and_then(|f| f.owners.get(usize::from(partition)));
+                let served = owner.map_or(0, |o| o.served);
+                log.fence(Fence { partition, epoch, served, ..Fence::default() });
+            }
             None => {
                 let mut fresh = Partition::new(partition, self.config.rules(&self.shared), 0);
                 fresh.set_next_uid(make_uid(partition, epoch, 1));

@@ -80,6 +80,8 @@ pub struct Fence {
     /// The log is known to reach to this address (a log reference of the table, the local cache): one that ends before it
     /// has lost something and is not begun again.
     pub at_least: At,
+    /// The log is known to have obeyed this epoch: one that has nothing of it, nor of a later one, is not the log that it was.
+    pub served: u32,
 }
 
 /// What a place tells its user.

@@ -92,6 +92,9 @@ pub enum Order {
     Table {
         version: u64,
         partitions: Vec<(i32, u32)>,
+        /// By partition: an epoch that its log has obeyed; empty if nothing is known.
+        #[serde(default)]
+        served: Vec<u32>,
     },
     /// A partition of this node shall move to the node with this slot, with everything it knows.
     Move {

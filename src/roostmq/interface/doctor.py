@@ -51,7 +51,12 @@ def findings(told: dict[str, Any]) -> list[dict[str, str]]:
     damaged = [n for n in told["notes"] if n["event"] == "log_damaged"]
     for note in damaged:
         where = f"partition {note['partition']}"
-        say("error", where, note["why"], "the partition stands still; restore its log or ask for help")
+        say(
+            "error",
+            where,
+            note["why"],
+            "it is never begun empty: bring its stream back, or restore a backup (roost cluster restore DIR)",
+        )
     if len(told["members"]) == 2:
         say("warning", "members", "two nodes: if one dies the other waits 12 s for the lease", "add a third node")
     return sorted(found, key=lambda f: f["severity"] != "error")

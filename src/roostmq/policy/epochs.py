@@ -18,7 +18,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from roostmq.errors import PlacementError
-from roostmq.model import Assignment, Epoch, Member, NodeId, PartitionId, PartitionState, PartitionTable, Version
+from roostmq.model import (
+    Assignment,
+    Epoch,
+    LogRef,
+    Member,
+    NodeId,
+    PartitionId,
+    PartitionState,
+    PartitionTable,
+    Version,
+)
 from roostmq.policy.ring import Ring
 from roostmq.policy.standbys import choose_standbys
 from roostmq.policy.table import Plan, heir
@@ -58,8 +68,10 @@ def announce(table: PartitionTable, plan: Plan, moves_at_once: int) -> Partition
     return _next(table, changed)
 
 
-def serving(table: PartitionTable, recovered: Mapping[PartitionId, Epoch]) -> PartitionTable:
-    """The owners of some partitions have recovered under these epochs and serve.
+def serving(
+    table: PartitionTable, recovered: Mapping[PartitionId, Epoch], logs: Mapping[PartitionId, LogRef] | None = None
+) -> PartitionTable:
+    """The owners of some partitions have recovered under these epochs and serve; these are their logs.
 
     Raises PlacementError if one of these epochs is over.
     """
@@ -69,7 +81,9 @@ def serving(table: PartitionTable, recovered: Mapping[PartitionId, Epoch]) -> Pa
         if a.epoch != epoch or a.owner is None:
             raise PlacementError(f"partition {partition}: epoch {epoch} is over, {a.owner} owns under epoch {a.epoch}")
         if a.state is PartitionState.RECOVERING:
-            changed[int(partition)] = replace(a, state=PartitionState.SERVING)
+            log = (logs or {}).get(partition)
+            kept = a.logs if log is None else (log,)
+            changed[int(partition)] = replace(a, state=PartitionState.SERVING, logs=kept)
     return _next(table, changed)
 
 

@@ -20,7 +20,7 @@ from roostmq.adapters.join_token import JoinToken
 from roostmq.config import Cluster as Options
 from roostmq.engine import Event
 from roostmq.errors import ConfigError, PlacementError, StaleError, StoreError, UnavailableError, UnsuitableError
-from roostmq.model import Epoch, Member, Members, NodeId, PartitionId, PartitionTable, Version
+from roostmq.model import Epoch, LogRef, Member, Members, NodeId, PartitionId, PartitionTable, Version
 from roostmq.policy import members as votes
 from roostmq.policy.epochs import serving
 from roostmq.policy.failover import disown, has_returned, next_table
@@ -315,7 +315,8 @@ class Cluster:
         if self.table is not None and self.table.version > self._told[1] and self.members.nodes:
             slots = {m.node: m.slot for m in self.members.nodes}
             rows = [[-1 if a.owner is None else slots.get(a.owner, -1), a.epoch] for a in self.table.partitions]
-            commands.append({"do": "table", "version": self.table.version, "partitions": rows})
+            served = [max((log.served for log in a.logs), default=0) for a in self.table.partitions]
+            commands.append({"do": "table", "version": self.table.version, "partitions": rows, "served": served})
         if commands:
             self._submit(*commands)
         self._told = (self.members.version, self.table.version if self.table is not None else 0)
@@ -460,7 +461,12 @@ class Cluster:
         }
         if news:
             self.log.info("serves", partitions=sorted(news))
-        return await self._set_table(serving(self.table, news)) if news else False
+        logs = {p: self._log_of(p, epoch) for p, epoch in news.items()}
+        return await self._set_table(serving(self.table, news, logs)) if news else False
+
+    def _log_of(self, partition: PartitionId, epoch: Epoch) -> LogRef:
+        name, stream = self.options.name, partition % self._streams
+        return LogRef(f"ROOST_{name}_LOG_{stream}", f"roost.{name}.log.{stream}.{partition}", epoch)
 
     async def _set_members(self, made: Members) -> None:
         value = codec.pack_members(made)

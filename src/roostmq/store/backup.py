@@ -27,6 +27,7 @@ from roostmq.store.streams import settings
 
 CHUNK_BYTES = 128 * 1024
 PATIENCE_S = 30.0
+TRIES = 5
 MANIFEST = "manifest.json"
 NOT_FOUND = 404
 Tell = Callable[[str], None]
@@ -40,11 +41,30 @@ async def backup(access: NatsAccess, cluster: str, folder: Path, tell: Tell) -> 
     if folder.exists() and any(folder.iterdir()):
         raise UnsuitableError(f"{folder} is not empty: a backup does not replace anything")
     registry = await NatsRegistry.open(access, cluster)
-    entry = await registry.get("meta")
-    await registry.close()
-    if entry is None:
-        raise UnsuitableError(f"cluster `{cluster}` is half made: run `roost cluster init` again")
-    meta = codec.unpack_meta(entry.value)
+    try:
+        entry = await registry.get("meta")
+        if entry is None:
+            raise UnsuitableError(f"cluster `{cluster}` is half made: run `roost cluster init` again")
+        meta = codec.unpack_meta(entry.value)
+        for _ in range(TRIES):
+            owners = await _owners(registry)
+            manifest = await _snapshots(access, cluster, meta, folder, tell)
+            if await _owners(registry) == owners:
+                return manifest
+            tell("partitions have changed owners meanwhile: once more")
+        raise UnavailableError("partitions change owners again and again: try when the cluster is at rest")
+    finally:
+        await registry.close()
+
+
+async def _owners(registry: NatsRegistry) -> Any:
+    """Under which epochs partitions are owned: registry and logs of a backup must agree on it."""
+    entry = await registry.get("table")
+    rows = codec.unpack_table(entry.value).partitions if entry is not None else ()
+    return [(a.epoch, a.logs) for a in rows]
+
+
+async def _snapshots(access: NatsAccess, cluster: str, meta: codec.Meta, folder: Path, tell: Tell) -> dict[str, Any]:
     names = [settings(cluster, n, 1, 1).name or "" for n in range(meta.streams)] + [f"KV_{bucket_of(cluster)}"]
     folder.mkdir(parents=True, exist_ok=True)
     client = await connect(access, f"roost backup {cluster}")

@@ -102,7 +102,7 @@ def pack_table(table: PartitionTable) -> bytes:
             STATES[a.state],
             number(a.target),
             [number(n) for n in a.standbys],
-            [[r.stream, r.subject, r.first] for r in a.logs],
+            [[r.stream, r.subject, r.served] for r in a.logs],
         ]
         for a in table.partitions
     ]
