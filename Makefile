@@ -6,7 +6,7 @@ JOBS ?= 4
 export CARGO_TERM_COLOR ?= never
 RUST_SOURCES := $(shell find engine engine-nats load binding -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock
 
-.PHONY: run test check build test-rust test-python hostile chaos chaos-cluster cluster mutations bench bench-quick bench-durable profile fuzz coverage wheel clean
+.PHONY: run test check build test-rust test-python hostile chaos chaos-cluster power-cluster cluster mutations bench bench-quick bench-durable profile fuzz coverage wheel clean
 
 run: build
 	.venv/bin/roost run
@@ -61,8 +61,12 @@ chaos: build
 # A cluster under everything that can fail, for half an hour, with a report: make chaos-cluster SEED=3
 SEED ?= 1
 chaos-cluster: build
-	cd tests && ../$(PY) -m cluster.chaos --seconds 1800 --servers 3 --seed $(SEED) \
-		--faults "kill,kill,hang,hang,server,machine,all servers,blackout" --report ../target/chaos-$(SEED).txt
+	cd tests && ../$(PY) -m cluster.chaos --seconds 1800 --servers 3 --rate 80 --seed $(SEED) \
+		--faults "kill,hang,server,machine,all servers,blackout,grow,drain,restart" --report ../target/chaos-$(SEED).txt
+
+# The power goes for everything, and what NATS had not synced is gone with it (needs strace).
+power-cluster: build
+	cd tests && ../$(PY) -m cluster.chaos --seconds 300 --servers 3 --rate 100 --seed $(SEED) --faults power
 
 cluster: build
 	.venv/bin/roost dev --nodes 3

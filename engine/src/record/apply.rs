@@ -37,8 +37,8 @@ impl State {
         origins: Vec<(u64, Window)>,
         groups: Vec<Group>,
     ) -> Self {
-        let mut state = Self::default();
-        state.sessions = sessions.into_iter().map(|(slot, s)| (slot as usize, s)).collect();
+        let sessions = sessions.into_iter().map(|(slot, s)| (slot as usize, s)).collect();
+        let mut state = Self { sessions, ..Self::default() };
         let (hasher, sessions) = (&state.hasher, &state.sessions);
         let hash = |slot: u32| sessions.get(slot as usize).map_or(0, |s| hasher.hash_one(&*s.client_id));
         for slot in sessions.iter().map(|(slot, _)| u32::try_from(slot).unwrap_or(u32::MAX)) {
