@@ -15,6 +15,7 @@ COMMANDS = {
     "run": "run a broker",
     "dev": "run a whole cluster on this machine",
     "cluster": "make a cluster, look at it, ask it why",
+    "lb": "write the configuration of a load balancer before a cluster",
     "pub": "publish a message",
     "sub": "subscribe and print messages",
     "passwd": "manage a password file",
@@ -91,6 +92,10 @@ def _run(name: str, words: list[str]) -> int:
         from roostmq.interface.cli import cluster
 
         return cluster.main(words)
+    if name == "lb":
+        from roostmq.interface.cli import lb
+
+        return lb.main(words)
     if name == "bench":
         from roostmq.interface.cli import bench
 
