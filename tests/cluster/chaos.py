@@ -31,6 +31,7 @@ from durability.publishers import Habits, Publisher
 from durability.site import BrokerFailed
 
 from cluster.site import ClusterSite
+from cluster.weather import both
 
 SETTLE_S = 60.0
 
@@ -78,6 +79,8 @@ class Run:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: self.errors.append(context))
         try:
             await self.site.start()
+            if {"cut pair", "cut way", "cut off", "slow"} & {*self.plan.faults, *self.plan.story}:
+                await self.site.stand_in_the_rain()
             self.clients = population(self.site, self.book, self.rng, self.plan.rate)
             self.tasks = [asyncio.create_task(c.run()) for c in self.clients]
             await asyncio.sleep(2)
@@ -106,6 +109,10 @@ class Run:
             "all servers": self.all_servers,
             "blackout": self.blackout,
             "power": self.power,
+            "cut pair": self.cut_pair,
+            "cut way": self.cut_way,
+            "cut off": self.cut_off,
+            "slow": self.slow,
             "grow": self.grow,
             "drain": self.drain,
             "restart": self.restart,
@@ -182,6 +189,39 @@ class Run:
         for i in range(self.plan.servers):
             self.site.start_server(i)
         await asyncio.gather(*(self.site.start_node(i) for i in range(self.plan.nodes)))
+
+    # ---- bad weather between the nodes
+
+    async def cut_pair(self) -> None:
+        """Two nodes do not hear each other, everybody else hears both."""
+        a, b = self.rng.sample(self.site.slots, 2)
+        await self.rain(both([(a, b)]))
+
+    async def cut_way(self) -> None:
+        """One direction of one pair."""
+        a, b = self.rng.sample(self.site.slots, 2)
+        await self.rain({(a, b)})
+
+    async def cut_off(self) -> None:
+        """One node is heard by nobody and hears nobody."""
+        a = self.rng.choice(self.site.slots)
+        await self.rain(both((a, b) for b in self.site.slots if b != a))
+
+    async def rain(self, ways: set[tuple[int, int]]) -> None:
+        self.site.weather.cut |= ways
+        self.site.note()
+        await asyncio.sleep(self.rng.choice((0.5, 2.0, 5.0)))
+        self.site.weather.clear()
+        self.site.note()
+        await self.site.until_served(SETTLE_S)
+
+    async def slow(self) -> None:
+        """Everything between two nodes takes longer."""
+        a, b = self.rng.sample(self.site.slots, 2)
+        delay_s = self.rng.choice((0.02, 0.1, 0.4))
+        self.site.weather.slow |= dict.fromkeys(both([(a, b)]), delay_s)
+        await asyncio.sleep(self.rng.uniform(2.0, 6.0))
+        self.site.weather.clear()
 
     # ---- changes that nobody should notice
 
@@ -298,7 +338,7 @@ def main() -> int:
     parser.add_argument(
         "--faults",
         default="kill,hang",
-        help="of: kill, hang, server, machine, all servers, blackout, power, grow, drain, restart",
+        help="of: kill, hang, server, machine, all servers, blackout, power, cut pair, cut way, cut off, slow, grow, drain, restart",
     )
     parser.add_argument("--sync", default="", help="sync_interval of NATS, with the weaker class of acknowledgement")
     parser.add_argument("--report", type=Path, help="write the verdict here too")

@@ -22,6 +22,7 @@ from typing import Any
 from durability.site import BrokerFailed, Site
 
 from cluster.cut import Traced
+from cluster.weather import Weather
 from roostmq.adapters.nats_server import end_with_parent
 
 READY_S = 60.0
@@ -52,6 +53,8 @@ class ClusterSite(Site):
         self.cuts = False
         """Servers are traced, so that what they have not synced can be cut off."""
         self.traced: dict[int, Traced] = {}
+        self.weather = Weather()
+        self.slots: list[int] = []
         self.sync: tuple[str, ...] = ()
         """More words for `roost dev`."""
 
@@ -155,6 +158,23 @@ class ClusterSite(Site):
         self.note()
         return time.monotonic() - begun
 
+    async def stand_in_the_rain(self) -> None:
+        """From now on the links of all nodes lead through proxies: see `weather`."""
+        self.weather = Weather()
+        told = await asyncio.to_thread(self._members)
+        self.slots = [told[n["id"]]["slot"] for n in self.nodes]
+        for i, slot in enumerate(self.slots):
+            port = int(told[self.nodes[i]["id"]]["links"].rpartition(":")[2])
+            proxy = await self.weather.stand_before(slot, port)
+            config = self.data / f"n{i + 1}.toml"
+            config.write_text(config.read_text().replace("links = ", f'advertise = "127.0.0.1:{proxy}"\nlinks = ', 1))
+            await self.restart_node(i)
+            await self.until_served(READY_S)
+
+    def _members(self) -> dict[str, Any]:
+        with urllib.request.urlopen(f"http://{self.nodes[0]['admin']}/api/v1/cluster", timeout=10) as answer:
+            return {m["node"]: m for m in json.load(answer)["members"]}
+
     # ---- change
 
     async def grow(self) -> None:
@@ -250,6 +270,7 @@ class ClusterSite(Site):
 
     async def stop(self) -> int:
         """End everything that was started here; 0."""
+        self.weather.close()
         for process in [*self.own.values()]:
             process.send_signal(signal.SIGCONT)
             process.terminate()
