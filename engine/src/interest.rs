@@ -323,7 +323,8 @@ impl Interest {
         self.forget_peer(peer);
         let wild = self.wild.keys().map(|filter| (true, filter.clone())).collect();
         let exact = self.exact.keys().map(|print| (true, *print)).collect();
-        let serves = self.serves.values().copied().collect();
+        // who has just come holds nothing for any of them, and may have attached to them by the time that it reads this
+        let serves = self.serves.values().map(|s| Served { carried: false, ..*s }).collect();
         Delta { version: self.version, wild, exact, serves, table: self.table }
     }
 

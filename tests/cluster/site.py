@@ -270,7 +270,7 @@ class ClusterSite(Site):
 
     async def stop(self) -> int:
         """End everything that was started here; 0."""
-        self.weather.close()
+        await self.weather.close()
         for process in [*self.own.values()]:
             process.send_signal(signal.SIGCONT)
             process.terminate()

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import Iterable
 
-GREETING = 60
+GREETING = 52
 SLOT_AT = 10
 LOOK_S = 0.02
 
@@ -25,14 +25,21 @@ class Weather:
         self.slow: dict[Way, float] = {}
         """Seconds that each piece takes more."""
         self._servers: list[asyncio.Server] = []
+        self._serving: set[asyncio.Task[None]] = set()
 
     async def stand_before(self, slot: int, port: int) -> int:
         """Open a proxy for the node with this slot, whose links are at this port; the port of the proxy."""
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-                await self._join(slot, port, reader, writer)
-            writer.close()
+            task = asyncio.current_task()
+            assert task is not None
+            self._serving.add(task)
+            try:
+                with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+                    await self._join(slot, port, reader, writer)
+            finally:
+                self._serving.discard(task)
+                writer.transport.abort()
 
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         self._servers.append(server)
@@ -46,12 +53,15 @@ class Weather:
             if (other, slot) not in self.cut:
                 back.write(greeting)
             ways = (self._pass(reader, back, (other, slot)), self._pass(there, writer, (slot, other)))
-            done, rest = await asyncio.wait([asyncio.ensure_future(w) for w in ways], return_when="FIRST_COMPLETED")
-            for task in rest:
-                task.cancel()
-            await asyncio.gather(*done, *rest, return_exceptions=True)
+            tasks = [asyncio.ensure_future(w) for w in ways]
+            try:
+                await asyncio.wait(tasks, return_when="FIRST_COMPLETED")
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
         finally:
-            back.close()
+            back.transport.abort()
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Way) -> None:
         """One direction. Once something was swallowed nothing that follows may pass: it would make no sense."""
@@ -69,10 +79,15 @@ class Weather:
         self.cut.clear()
         self.slow.clear()
 
-    def close(self) -> None:
-        """No more connections."""
+    async def close(self) -> None:
+        """No more connections, and none is left."""
         for server in self._servers:
             server.close()
+        serving = list(self._serving)
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
+        await asyncio.sleep(0.05)
 
 
 def both(pairs: Iterable[Way]) -> set[Way]:

@@ -185,6 +185,9 @@ class Client:
             self.book.checked["refused for now"] += p.code in self.site.refuses
             self.drop()
             return
+        waited_s = time.monotonic() - self.lost_at
+        if self.site.patient and self.expiry_s < 60 and waited_s > self.expiry_s - 1.5:
+            self.wanted_present = None  # it may have ended while this CONNECT waited
         self.book.checked["session present"] += self.wanted_present is not None
         late = p.present and self.site.patient and time.monotonic() < self.unanswered + ANSWER_S + 5
         if late and self.wanted_present is False:

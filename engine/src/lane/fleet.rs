@@ -141,6 +141,8 @@ impl Lane {
         self.nodes.insert(slot, incarnation);
         for place in Ring::places_of(slot).filter(|p| self.reaches(*p)).collect::<Vec<_>>() {
             self.forget_counts(place);
+            // connections of an earlier start of it may be in what was carried here since that was gone
+            self.detach_from(place);
             let all = self.interest.admit(place);
             self.send(place, LaneMessage::Interest(all));
         }

@@ -143,6 +143,10 @@ def joined(members: Members, member: Member) -> Members | None:
 
 
 def acting(members: Members, reported: Collection[NodeId]) -> NodeId | None:
-    """Who acts for all: the member with the lowest slot that is not reported."""
-    well = [m for m in members.nodes if m.node not in reported]
+    """Who acts for all: the member with the lowest slot that is not reported.
+
+    All are: two that have reported each other, and a third that was voted out, would wait for each other for ever. Then
+    it is the one with the lowest slot; what two do at once is kept apart by compare-and-set.
+    """
+    well = [m for m in members.nodes if m.node not in reported] or list(members.nodes)
     return min(well, key=lambda m: m.slot).node if well else None
