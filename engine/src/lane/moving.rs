@@ -28,8 +28,9 @@ use crate::ring::Ring;
 
 /// A halt that lasts longer is called off, milliseconds: one slow node must not stop the others.
 const HALT_MS: u64 = 500;
-/// After a seal the table must have decided within this, milliseconds; then the owner asks for its partition again.
-const SEALED_MS: u64 = 2_000;
+/// After a seal the table must have decided within this, milliseconds; then the owner asks for its partition again. To take it back
+/// costs what the target waits for, a change of the table: long enough that a busy disk under NATS is no reason.
+const SEALED_MS: u64 = 5_000;
 /// Bytes of a sealed partition that are sent in one tick.
 const PART_BYTES: usize = 4 * 1024 * 1024;
 
