@@ -47,6 +47,12 @@ pub struct ClusterSettings {
     pub incarnation: u64,
     /// Where it listens for links.
     pub links: std::net::SocketAddr,
+    /// 64 hexadecimal digits that the nodes of a cluster share: links to other machines are encrypted with it.
+    #[serde(default)]
+    pub secret: Option<String>,
+    /// Links on loopback are encrypted too.
+    #[serde(default)]
+    pub encrypt_loopback: bool,
     /// Where the log is; without it everything is in memory and goes with its node.
     #[serde(default)]
     pub nats: Option<NatsSettings>,

@@ -235,7 +235,8 @@ impl Site {
 
     fn on_disk(&self) -> u64 {
         let names = self.disk.list().unwrap();
-        names.iter().map(|name| self.disk.open(name, false).unwrap().len().unwrap()).sum()
+        // the log may have given one back since they were listed
+        names.iter().filter_map(|name| self.disk.open(name, false).ok()).map(|file| file.len().unwrap()).sum()
     }
 
     fn wanted(&self) -> u64 {

@@ -230,6 +230,9 @@ class Cluster:
     links: str = option("127.0.0.1:1885", "Address and port for the links of other nodes.")
     advertise: str | None = option(None, "Where other nodes find `links`, if that is another address.")
     advertise_mqtt: str | None = option(None, "Where clients find this node, to be shown; unset: the first listener.")
+    link_tls: str = option(
+        "auto", "`always`: links on loopback are encrypted too, as all others are.", choices=("auto", "always")
+    )
     zone: str = option("", "Failure zone: a partition's standby is in another one if there is one.")
     weight: float = option(1.0, "Share of the partitions, compared with other nodes.")
     ack_default: str = option(
@@ -262,8 +265,28 @@ class Cluster:
                 raise ConfigError(text, option=f"cluster.{name}")
         if not self.nats:
             raise ConfigError("cluster.nats: is missing: where NATS is", option="cluster.nats")
+        host, port = address_of(self.links, "cluster.links")
+        try:
+            unspecified = ipaddress.ip_address(host).is_unspecified
+        except ValueError:
+            text = f"cluster.links: `{host}` is a name: write the IP address to listen on, and the name in `advertise`"
+            raise ConfigError(text, option="cluster.links") from None
+        if self.advertise is not None:
+            address_of(self.advertise, "cluster.advertise")
+        elif unspecified or port == 0:
+            text = f"cluster.advertise: is missing: where other nodes find this one, as it listens on {self.links}"
+            raise ConfigError(text, option="cluster.advertise")
         if not 0 < self.weight < 1_000:
             raise ConfigError(f"cluster.weight: {self.weight} is not above 0", option="cluster.weight")
+
+
+def address_of(text: str, place: str) -> tuple[str, int]:
+    """Host and port of `host:port` or `[v6]:port`. Raises ConfigError."""
+    host, _, port = text.rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not host or not port.isdecimal() or int(port) > 65_535:
+        raise ConfigError(f"{place}: `{text}` is no address: write it as host:port", option=place)
+    return host, int(port)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ ownership; *members* says which nodes count in a majority. Both are versioned, a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NewType
 
@@ -64,6 +65,22 @@ class PartitionTable:
     """Fingerprint of the cluster's hash key: a node with another key is refused."""
     partitions: tuple[Assignment, ...]
     """By partition id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What operators want of planned moves; heirs of who is gone do not wait for that."""
+
+    paused: bool = False
+    """No move begins. Those under way end."""
+    at_once: int = 4
+    """So many moves at the same time."""
+    pins: Mapping[PartitionId, NodeId] = field(default_factory=dict)
+    """Partitions that stay on a node, or go there, as long as it is a member that is not draining."""
+    last: Mapping[PartitionId, NodeId | None] = field(default_factory=dict)
+    """What the last change has moved, with who had it before."""
+    cause: str = ""
+    """What the last change answers to: moves of one cause are undone together."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,7 @@ class ClusterSite(Site):
         self.traced: dict[int, Traced] = {}
         self.weather = Weather()
         self.slots: list[int] = []
+        self.link_tls = "auto"
         self.sync: tuple[str, ...] = ()
         """More words for `roost dev`."""
 
@@ -85,6 +86,7 @@ class ClusterSite(Site):
         out = self.folder / "out"
         settings = self.folder / "nodes.toml"
         settings.write_text(
+            f'link_tls = "{self.link_tls}"\n'
             "[sys]\ninterval_s = 1\n[limits]\nqueue_messages_max = 10000000\nqueue_bytes_max = 10000000000\n"
         )
         words = ["dev", "--nodes", str(self.count), "--nats-servers", str(self.servers), "--data", str(self.data)]

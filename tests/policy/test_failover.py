@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policy.world import member, ring_of, serve
-from roostmq.model import Members, NodeId, PartitionId, PartitionState, PartitionTable, Version
+from roostmq.model import Members, NodeId, PartitionId, PartitionState, PartitionTable, Version, Wishes
 from roostmq.policy.epochs import own
-from roostmq.policy.failover import MOVES_AT_ONCE, disown, next_table
+from roostmq.policy.failover import disown, next_table
 from roostmq.policy.quota import quotas
 from roostmq.policy.table import empty_table
 
@@ -37,7 +37,7 @@ def settle(table: PartitionTable, members: Members) -> PartitionTable:
             b.state is PartitionState.MOVING and a.state is not PartitionState.MOVING
             for a, b in zip(table.partitions, after.partitions, strict=True)
         )
-        assert moved <= MOVES_AT_ONCE, "partitions of living owners move a few at a time"
+        assert moved <= Wishes().at_once, "partitions of living owners move a few at a time"
         raised = [
             b.epoch > a.epoch for a, b in zip(table.partitions, after.partitions, strict=True) if a.owner != b.owner
         ]

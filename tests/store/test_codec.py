@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import zlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,9 +36,16 @@ def test_damage_is_never_read(data: st.DataObject) -> None:
 
 
 def test_a_join_token_is_whole_or_refused() -> None:
-    token = JoinToken("fleet", 64, "00" * 16)
+    token = JoinToken("fleet", 64, "00" * 16, "ab" * 32)
     text = token.pack()
     assert read_token(f" {text}\n") == token
     for wrong in (text[:-1], text[1:], text[:20] + "A" + text[21:], ""):
         with pytest.raises(ConfigError, match=r"cluster\.token"):
             read_token(wrong)
+
+
+def test_a_token_of_the_time_before_links_were_encrypted_is_read() -> None:
+    """What `pack` wrote then: three fields."""
+    body = b'["fleet",64,"00000000000000000000000000000000"]'
+    old = "roost1-" + base64.urlsafe_b64encode(zlib.crc32(body).to_bytes(4, "big") + body).decode().rstrip("=")
+    assert read_token(old) == JoinToken("fleet", 64, "00" * 16)

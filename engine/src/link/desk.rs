@@ -10,6 +10,7 @@ use mio::{Poll, Waker};
 
 use super::pulse::Beat;
 use super::thread::{WAKER, Work};
+use super::wire::Trust;
 
 /// Another node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +29,8 @@ pub struct Site {
     pub me: Member,
     /// Fingerprint of the cluster: nodes with another one are refused.
     pub cluster: u64,
+    /// Whom it trusts; without it nothing is encrypted.
+    pub trust: Option<Trust>,
     /// Engine time, milliseconds.
     pub now_ms: Box<dyn Fn() -> u64 + Send>,
 }
@@ -50,8 +53,8 @@ pub enum Event {
         /// What it said.
         bytes: Vec<u8>,
     },
-    /// How all others are, about four times a second, with the version of the members.
-    Beats(u64, Vec<Beat>),
+    /// How all others are, about four times a second, with the version of the members, and who is reached through whom.
+    Beats(u64, Vec<Beat>, Vec<(u16, u16)>),
 }
 
 pub(super) type Tell = Box<dyn Fn(Event) + Send>;

@@ -78,6 +78,10 @@ pub struct Head {
 pub const BEGIN: u16 = u16::MAX;
 /// Marks a beat: the sender's time is in the head.
 pub const BEAT: u16 = u16::MAX - 1;
+/// Marks bytes for the node whose slot is `to`, to be passed on: `now_ms` names their stream, `received` is where in it they belong.
+pub const CARRY: u16 = u16::MAX - 2;
+/// Marks such bytes, passed on: they come from the node whose slot is `to`.
+pub const CARRIED: u16 = u16::MAX - 3;
 
 /// The body of a beat: the receiver's time, given back, and the version of the members that the sender has read.
 #[must_use]

@@ -2,16 +2,20 @@
 //! nodes breaks and comes back. It knows nothing of MQTT and nothing of what the bytes mean.
 //!
 //! `flow` is the state machine of a connection, `pulse` says who has answered, `frame` the bytes,
-//! `desk` the door, `thread` the sockets. Which node is a member, and when one has to be
+//! `desk` the door, `thread` the sockets, `wire` one of them, `around` what is
+//! carried by a third node. Which node is a member, and when one has to be
 //! forgotten, is decided elsewhere.
 
+mod around;
 mod desk;
 mod flow;
 mod frame;
 mod pulse;
 mod thread;
+mod wire;
 
 pub use desk::{Event, Links, Member, Site};
 pub use flow::{Broken, Flow, Hello, Welcome};
 pub use frame::{Greeting, Head};
 pub use pulse::{ALONE, ANSWER_MS, Beat, Pulse};
+pub use wire::Trust;

@@ -1,4 +1,5 @@
-//! The thread that owns the sockets of all links of a node. Of two nodes the one with the lower number dials.
+//! The thread that owns the sockets of all links of a node. Of two nodes the one with the lower number dials; what cannot go
+//! straight goes around (`around.rs`).
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -7,13 +8,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use mio::net::{TcpListener, TcpStream};
+use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token};
 
+use super::around::Around;
 use super::desk::{Desk, Event, Inbox, Letter, Member, Site, Tell};
-use super::flow::Flow;
-use super::frame::{BEAT, BEGIN, GREETING, Greeting, HEAD, Head, beat_body, beat_of};
+use super::flow::{Flow, Hello};
+use super::frame::{BEAT, BEGIN, CARRIED, CARRY, GREETING, Greeting, HEAD, Head, beat_body, beat_of};
 use super::pulse::Pulse;
+use super::wire::{Wire, is_later};
 
 pub(super) const WAKER: Token = Token(0);
 const LISTENER: Token = Token(1);
@@ -21,51 +24,72 @@ const SOCKETS: usize = 2;
 /// Ends say that they are there so often.
 const HEARTBEAT: Duration = Duration::from_millis(250);
 /// A connection on which nothing has come for so long is given up.
-const SILENCE: Duration = Duration::from_millis(1_500);
+pub(super) const SILENCE: Duration = Duration::from_millis(1_500);
 /// Between two attempts to dial.
 const REDIAL: Duration = Duration::from_millis(100);
 const READ_BYTES: usize = 256 * 1024;
 
 /// A node as this one sees it.
-struct Peer {
+pub(super) struct Peer {
     incarnation: u64,
     address: SocketAddr,
     flow: Flow,
     /// Its connection, once both have greeted.
-    token: Option<Token>,
+    pub token: Option<Token>,
     dialled: Instant,
     /// A connection of ours is in the making.
     dialling: Option<Token>,
+    /// One around, in the making.
+    pub around: Option<Token>,
+    /// How many of these there were, and since when there is no direct connection.
+    pub detours: usize,
+    pub missed: Instant,
 }
 
 impl Peer {
     fn new(member: &Member, now: Instant) -> Self {
         let Member { incarnation, address, .. } = *member;
-        Self { incarnation, address, flow: Flow::new(fresh_name()), token: None, dialled: now - REDIAL, dialling: None }
+        let (flow, dialled) = (Flow::new(fresh_name()), now - REDIAL);
+        Self { incarnation, address, flow, token: None, dialled, dialling: None, around: None, detours: 0, missed: now }
     }
 }
 
-/// One TCP connection.
-struct Socket {
-    stream: TcpStream,
+/// Where bytes go.
+pub(super) enum Path {
+    Direct(Wire),
+    Around(Around),
+}
+
+/// How far two nodes are with each other on a connection.
+enum Stage {
+    /// Nothing has come.
+    Strange,
+    /// Somebody has dialled, and was answered under this name: what comes next shows that the answer has come.
+    Answered(Hello, u64),
+    /// Both know each other; whether the other is new is told with its beginning.
+    Met(Option<bool>),
+}
+
+/// One connection.
+pub(super) struct Socket {
+    pub path: Path,
     /// The node, once it has greeted.
-    peer: Option<u16>,
-    /// What its greeting meant, until its beginning has come.
-    welcome: Option<bool>,
-    input: Vec<u8>,
-    out: Vec<u8>,
+    pub peer: Option<u16>,
+    stage: Stage,
+    pub input: Vec<u8>,
+    pub out: Vec<u8>,
     out_at: usize,
-    heard: Instant,
+    pub heard: Instant,
 }
 
 pub(super) struct Work {
-    site: Site,
+    pub site: Site,
     tell: Tell,
     poll: Poll,
     listener: TcpListener,
     desk: Arc<Desk>,
-    peers: HashMap<u16, Peer>,
-    sockets: HashMap<Token, Socket>,
+    pub peers: HashMap<u16, Peer>,
+    pub sockets: HashMap<Token, Socket>,
     next_token: usize,
     pulse: Pulse,
     /// Of the members.
@@ -74,7 +98,7 @@ pub(super) struct Work {
     beaten: Instant,
 }
 
-fn fresh_name() -> u64 {
+pub(super) fn fresh_name() -> u64 {
     let mut bytes = [0u8; 8];
     let _ = getrandom::fill(&mut bytes);
     u64::from_le_bytes(bytes) | 1
@@ -94,6 +118,7 @@ impl Work {
         let mut buffer = vec![0; READ_BYTES];
         loop {
             self.dial();
+            self.dial_around();
             if let Err(e) = self.poll.poll(&mut events, Some(REDIAL)) {
                 if e.kind() != io::ErrorKind::Interrupted {
                     return;
@@ -112,41 +137,47 @@ impl Work {
                 return;
             }
             self.beat();
+            self.wrap();
             self.flush();
         }
     }
 
     // ---- connections
 
-    fn adopt(&mut self, mut stream: TcpStream) -> io::Result<Token> {
-        stream.set_nodelay(true)?;
+    fn adopt(&mut self, mut wire: Wire) -> io::Result<Token> {
+        wire.stream.set_nodelay(true)?;
+        let token = Token(self.next_token);
+        self.poll.registry().register(&mut wire.stream, token, Interest::READABLE | Interest::WRITABLE)?;
+        Ok(self.open(Path::Direct(wire)))
+    }
+
+    pub(super) fn open(&mut self, path: Path) -> Token {
         let token = Token(self.next_token);
         self.next_token += 1;
-        self.poll.registry().register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
-        let now = Instant::now();
-        let (input, out) = (Vec::new(), Vec::new());
-        let socket = Socket { stream, peer: None, welcome: None, input, out, out_at: 0, heard: now };
-        self.sockets.insert(token, socket);
-        Ok(token)
+        let (input, out, heard) = (Vec::new(), Vec::new(), Instant::now());
+        self.sockets.insert(token, Socket { path, peer: None, stage: Stage::Strange, input, out, out_at: 0, heard });
+        token
     }
 
     fn accept(&mut self) {
-        while let Ok((stream, _)) = self.listener.accept() {
-            let _ = self.adopt(stream);
+        while let Ok((stream, from)) = self.listener.accept() {
+            let _ = Wire::accept(stream, from, self.site.trust.as_ref()).and_then(|wire| self.adopt(wire));
         }
     }
 
     fn dial(&mut self) {
         let now = Instant::now();
+        let is_direct = |p: &Peer| p.token.is_some_and(|t| self.is_direct(t));
         let due = |(slot, p): &(&u16, &Peer)| {
-            **slot > self.site.me.slot && p.token.is_none() && p.dialling.is_none() && now >= p.dialled + REDIAL
+            **slot > self.site.me.slot && !is_direct(p) && p.dialling.is_none() && now >= p.dialled + REDIAL
         };
         let due: Vec<(u16, SocketAddr)> = self.peers.iter().filter(due).map(|(s, p)| (*s, p.address)).collect();
         for (slot, address) in due {
             if let Some(peer) = self.peers.get_mut(&slot) {
                 peer.dialled = now;
             }
-            let Ok(token) = TcpStream::connect(address).and_then(|stream| self.adopt(stream)) else { continue };
+            let dialled = Wire::dial(address, self.site.trust.as_ref());
+            let Ok(token) = dialled.and_then(|wire| self.adopt(wire)) else { continue };
             let greeting = self.greeting(slot);
             if let Some(socket) = self.sockets.get_mut(&token) {
                 socket.out = greeting;
@@ -158,18 +189,23 @@ impl Work {
         }
     }
 
-    fn greeting(&self, slot: u16) -> Vec<u8> {
+    pub(super) fn greeting(&self, slot: u16) -> Vec<u8> {
         let hello = self.peers.get(&slot).map(|p| p.flow.hello()).unwrap_or_default();
         let Member { slot, incarnation, .. } = self.site.me;
         Greeting { slot, incarnation, cluster: self.site.cluster, hello }.encode()
     }
 
-    fn drop_socket(&mut self, token: Token) {
+    pub(super) fn drop_socket(&mut self, token: Token) {
         let Some(mut socket) = self.sockets.remove(&token) else { return };
-        let _ = self.poll.registry().deregister(&mut socket.stream);
+        if let Path::Direct(wire) = &mut socket.path {
+            let _ = self.poll.registry().deregister(&mut wire.stream);
+        }
         if let Some(peer) = socket.peer.and_then(|slot| self.peers.get_mut(&slot)) {
-            peer.token.take_if(|t| *t == token);
+            if peer.token.take_if(|t| *t == token).is_some() {
+                peer.missed = Instant::now();
+            }
             peer.dialling.take_if(|t| *t == token);
+            peer.around.take_if(|t| *t == token);
         }
     }
 
@@ -205,7 +241,8 @@ impl Work {
     fn read(&mut self, token: Token, buffer: &mut [u8]) {
         loop {
             let Some(socket) = self.sockets.get_mut(&token) else { return };
-            match socket.stream.read(buffer) {
+            let Path::Direct(wire) = &mut socket.path else { return };
+            match wire.read(buffer) {
                 Ok(0) => return self.drop_socket(token),
                 Ok(n) => {
                     socket.heard = Instant::now();
@@ -214,7 +251,7 @@ impl Work {
                         return self.drop_socket(token);
                     }
                 }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+                Err(e) if is_later(&e) => return,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => return self.drop_socket(token),
             }
@@ -222,11 +259,11 @@ impl Work {
     }
 
     /// Takes every whole piece of what has come.
-    fn digest(&mut self, token: Token) -> Result<(), &'static str> {
+    pub(super) fn digest(&mut self, token: Token) -> Result<(), &'static str> {
         let Some(socket) = self.sockets.get_mut(&token) else { return Ok(()) };
         let input = std::mem::take(&mut socket.input);
         let mut at = 0;
-        if socket.welcome.is_none() {
+        if matches!(socket.stage, Stage::Strange) {
             let Some(bytes) = input.get(..GREETING) else {
                 socket.input = input;
                 return Ok(());
@@ -255,18 +292,30 @@ impl Work {
             return Err("not the node that was meant");
         }
         let answer = self.greeting(slot);
-        let Some(peer) = self.peers.get_mut(&slot).filter(|p| p.incarnation == greeting.incarnation) else {
+        let Some(peer) = self.peers.get(&slot).filter(|p| p.incarnation == greeting.incarnation) else {
             return Err("not a member");
         };
-        let older = peer.token.replace(token).filter(|t| *t != token);
-        let dialled = peer.dialling.take_if(|t| *t == token).is_some();
-        let welcome = peer.flow.welcome(&greeting.hello);
-        if let Some(socket) = self.sockets.get_mut(&token) {
-            if !dialled {
-                socket.out.extend(answer);
-            }
+        let name = peer.flow.hello().name;
+        if peer.dialling == Some(token) || peer.around == Some(token) {
+            self.meet(token, slot, &greeting.hello);
+        } else if let Some(socket) = self.sockets.get_mut(&token) {
+            socket.out.extend(answer);
             socket.peer = Some(slot);
-            socket.welcome = Some(welcome.new);
+            socket.stage = Stage::Answered(greeting.hello, name);
+        }
+        Ok(())
+    }
+
+    /// Both ends can hear each other: this is their connection from now on.
+    fn meet(&mut self, token: Token, slot: u16, hello: &Hello) -> bool {
+        let Some(peer) = self.peers.get_mut(&slot) else { return false };
+        let older = peer.token.replace(token).filter(|t| *t != token);
+        peer.dialling.take_if(|t| *t == token);
+        peer.around.take_if(|t| *t == token);
+        let welcome = peer.flow.welcome(hello);
+        let incarnation = peer.incarnation;
+        if let Some(socket) = self.sockets.get_mut(&token) {
+            socket.stage = Stage::Met(Some(welcome.new));
             Head { n: welcome.first, from: BEGIN, to: BEGIN, ..Head::default() }.encode(&mut socket.out);
             for (_, bytes) in peer.flow.again() {
                 socket.out.extend_from_slice(bytes);
@@ -277,22 +326,32 @@ impl Work {
         }
         self.beaten = Instant::now() - HEARTBEAT;
         if welcome.new {
-            (self.tell)(Event::Up(slot, greeting.incarnation));
+            (self.tell)(Event::Up(slot, incarnation));
         }
-        Ok(())
+        true
     }
 
     fn frame(&mut self, token: Token, head: &Head, body: &[u8]) -> Result<(), &'static str> {
         let Some(socket) = self.sockets.get_mut(&token) else { return Ok(()) };
         let Some(slot) = socket.peer else { return Err("a frame before the greeting") };
+        if let Stage::Answered(hello, name) = socket.stage {
+            if head.from != BEGIN || self.peers.get(&slot).is_none_or(|p| p.flow.hello().name != name) {
+                return Err("no beginning, or of what was forgotten");
+            }
+            self.meet(token, slot, &hello);
+        }
         let Some(peer) = self.peers.get_mut(&slot) else { return Err("not a member") };
         if peer.token != Some(token) {
             return Err("an older connection");
         }
         self.pulse.heard(slot, (self.site.now_ms)());
         if head.from == BEGIN {
-            let new = socket.welcome.replace(false).unwrap_or(false);
+            let stage = self.sockets.get_mut(&token).map(|s| std::mem::replace(&mut s.stage, Stage::Met(None)));
+            let new = matches!(stage, Some(Stage::Met(Some(true))));
             return peer.flow.begin(head.n, new).map_err(|b| b.0);
+        }
+        if matches!(head.from, CARRY | CARRIED) {
+            return self.pass_on(slot, head, body);
         }
         peer.flow.confirm(head.received);
         if head.from == BEAT {
@@ -365,18 +424,23 @@ impl Work {
         }
         if due {
             self.beaten = now;
-            (self.tell)(Event::Beats(self.version, self.pulse.beats(now_ms)));
+            (self.tell)(Event::Beats(self.version, self.pulse.beats(now_ms), self.carriers()));
         }
     }
 
     fn flush(&mut self) {
         let mut broken = Vec::new();
         for (token, socket) in &mut self.sockets {
+            let Path::Direct(wire) = &mut socket.path else { continue };
+            if wire.push().is_err_and(|e| !is_later(&e)) {
+                broken.push(*token);
+                continue;
+            }
             while socket.out_at < socket.out.len() {
-                match socket.stream.write(socket.out.get(socket.out_at..).unwrap_or_default()) {
+                match wire.write(socket.out.get(socket.out_at..).unwrap_or_default()) {
                     Ok(n) => socket.out_at += n,
                     Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                    Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::NotConnected) => break,
+                    Err(e) if is_later(&e) => break,
                     Err(_) => {
                         broken.push(*token);
                         break;

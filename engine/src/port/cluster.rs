@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{Config, MemberOrder, Shared};
 use crate::lane::LaneMessage;
 use crate::limits::NODES_MAX;
-use crate::link::{Event, Links, Member, Site};
+use crate::link::{Event, Links, Member, Site, Trust};
 use crate::log::{ClusterLog, ClusterLogEvent, ClusterLogNotify, ClusterLogState};
 use crate::ring::{NODE_LANES_MAX, Ring, siphash};
 use crate::settings::{NatsSettings, Settings};
@@ -46,36 +46,52 @@ pub(super) fn link(shared: &Arc<Shared>, config: &Config, open: Option<OpenLog<'
         let _ = shared.cluster_log.set(open(nats, notify)?);
     }
     let clock = Arc::clone(&shared.clock);
+    let trust = cluster.secret.as_deref().map(|text| trust(text, cluster.encrypt_loopback)).transpose()?;
     let site = Site {
+        trust,
         me: Member { slot: cluster.slot, incarnation: cluster.incarnation, address: cluster.links },
         cluster: siphash(shared.ring.key(), b"link"),
         now_ms: Box::new(move || clock.now_ms()),
     };
     let weak = Arc::downgrade(shared);
-    let tell = Box::new(move |event| weak.upgrade().iter().for_each(|shared| tell_link(shared, &event)));
+    let tell = Box::new(move |event| {
+        if let Some(shared) = weak.upgrade() {
+            tell_link(&shared, event);
+        }
+    });
     let links = Links::start(site, tell).map_err(|e| format!("cluster: links at {}: {e}", cluster.links))?;
     let _ = shared.links.set(links);
     Ok(())
 }
 
-fn tell_link(shared: &Arc<Shared>, event: &Event) {
+fn trust(secret: &str, everywhere: bool) -> Result<Trust, String> {
+    let digits =
+        (0..secret.len() / 2).map(|n| secret.get(2 * n..2 * n + 2).and_then(|t| u8::from_str_radix(t, 16).ok()));
+    let bytes: Option<Vec<u8>> = digits.collect();
+    let secret: [u8; 32] =
+        bytes.and_then(|b| b.try_into().ok()).ok_or("cluster: the secret has 64 hexadecimal digits")?;
+    Trust::of(&secret, everywhere)
+}
+
+fn tell_link(shared: &Arc<Shared>, event: Event) {
     match event {
         Event::Batch { incarnation, from, to, now_ms, bytes } => {
-            let (from, incarnation, now_ms, bytes) = (*from, *incarnation, *now_ms, bytes.clone());
-            shared.post(from, *to, LaneMessage::Linked { from, incarnation, now_ms, bytes });
+            shared.post(from, to, LaneMessage::Linked { from, incarnation, now_ms, bytes });
         }
         Event::Up(slot, incarnation) => {
             for lane in 0..shared.ring.lanes() {
                 let place = shared.ring.place(lane);
-                shared.post(place, place, LaneMessage::Peer { slot: *slot, incarnation: *incarnation });
+                shared.post(place, place, LaneMessage::Peer { slot, incarnation });
             }
             shared.events.push(json!({"event": "linked", "slot": slot, "incarnation": incarnation}));
         }
-        Event::Beats(version, beats) => {
+        Event::Beats(version, beats, carriers) => {
             let nodes: Vec<_> = beats
                 .iter()
                 .map(|(slot, heard_ms, answered_ms, members)| {
-                    json!({"slot": slot, "heard_ms": heard_ms, "answered_ms": answered_ms, "members": members})
+                    let around = carriers.iter().find(|(s, _)| s == slot).map(|(_, carrier)| carrier);
+                    json!({"slot": slot, "heard_ms": heard_ms, "answered_ms": answered_ms, "members": members,
+                        "around": around})
                 })
                 .collect();
             shared.events.push(json!({"event": "links", "members": version, "nodes": nodes}));

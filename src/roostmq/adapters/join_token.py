@@ -1,4 +1,7 @@
-"""The join token: what a node must know of its cluster before it can reach it. A secret: it carries the hash key."""
+"""The join token: what a node must know of its cluster before it can reach it.
+
+A secret: it carries the hash key, and what links between nodes are encrypted with. Who has it is a node of the cluster.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,12 @@ class JoinToken:
     partitions: int
     key: str
     """The hash key, 32 hexadecimal digits."""
+    secret: str = ""
+    """What the nodes' certificates are made with, 64 hexadecimal digits; empty in tokens of the time before that."""
 
     def pack(self) -> str:
         """As text for a configuration."""
-        body = json.dumps([self.cluster, self.partitions, self.key], separators=(",", ":")).encode()
+        body = json.dumps([self.cluster, self.partitions, self.key, self.secret], separators=(",", ":")).encode()
         checked = zlib.crc32(body).to_bytes(4, "big") + body
         return PREFIX + base64.urlsafe_b64encode(checked).decode().rstrip("=")
 
@@ -44,5 +49,5 @@ def read_token(text: str) -> JoinToken:
         raise wrong from None
     if not text.strip().startswith(PREFIX) or zlib.crc32(raw[4:]) != int.from_bytes(raw[:4], "big"):
         raise wrong
-    cluster, partitions, key = json.loads(raw[4:])
-    return JoinToken(cluster, partitions, key)
+    cluster, partitions, key, *secret = json.loads(raw[4:])
+    return JoinToken(cluster, partitions, key, *secret)

@@ -28,6 +28,9 @@ def findings(told: dict[str, Any]) -> list[dict[str, str]]:
         if member["heard_ms"] is not None and member["heard_ms"] > SILENT_MS:
             text = f"was heard {member['heard_ms'] / 1000:.1f} s ago by {told['node']}"
             say("warning", member["node"], text, "it is voted out if a majority hears as little; look at its process")
+        if member["around"] is not None:
+            text = f"{told['node']} does not reach it: what they say to each other goes through {member['around']}"
+            say("warning", member["node"], text, "see to the network between the two: address, firewall, cable")
     orphans = [p["partition"] for p in told["partitions"] if p["owner"] is None]
     if orphans:
         say(

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from roostmq.model import Epoch, Member, Members, NodeId, PartitionState, PartitionTable, Version
+from roostmq.model import Epoch, Member, Members, NodeId, PartitionState, PartitionTable, Version, Wishes
 from roostmq.policy.epochs import announce, apply, take_over
 from roostmq.policy.ring import Ring
 from roostmq.policy.table import Move, Plan, plan
+from roostmq.policy.wishes import pins_that_hold
 
-MOVES_AT_ONCE = 4
 
-
-def next_table(table: PartitionTable, members: Members, ring: Ring, *, calm: bool, settled: bool) -> PartitionTable:
+def next_table(
+    table: PartitionTable, members: Members, ring: Ring, wishes: Wishes | None = None, *, calm: bool, settled: bool
+) -> PartitionTable:
     """The table after the next step; the same if nothing is to be done.
 
     `calm`: no member has come or gone for a moment, so partitions without an owner are given out. `settled`: for
@@ -33,14 +34,15 @@ def next_table(table: PartitionTable, members: Members, ring: Ring, *, calm: boo
         return taken
     if not calm or all(m.draining for m in nodes):
         return table
-    wanted = plan(table, nodes, ring)
+    wishes = wishes or Wishes()
+    wanted = plan(table, nodes, ring, pins=pins_that_hold(wishes, members))
     orphans = tuple(m for m in wanted.moves if m.source is None)
     if orphans:
         return apply(table, _only(wanted, table, orphans))
     at_rest = all(a.state is not PartitionState.RECOVERING for a in table.partitions)
     leaving = any(m.draining for m in nodes)
     if (settled or leaving) and at_rest and (wanted.moves or wanted.returned):
-        return announce(table, wanted, MOVES_AT_ONCE)
+        return announce(table, wanted, 0 if wishes.paused else wishes.at_once)
     return table
 
 

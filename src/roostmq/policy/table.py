@@ -68,20 +68,30 @@ def empty_table(partitions: int, key_id: str) -> PartitionTable:
     return PartitionTable(Version(1), key_id, (Assignment(None, Epoch(0)),) * partitions)
 
 
-def plan(table: PartitionTable, members: Sequence[Member], ring: Ring, standbys: int = 1) -> Plan:
+def plan(
+    table: PartitionTable,
+    members: Sequence[Member],
+    ring: Ring,
+    standbys: int = 1,
+    pins: Mapping[PartitionId, NodeId] | None = None,
+) -> Plan:
     """What should move so that these members own what they should; a table that is as it should be moves nothing.
 
     First table, join, leave, drain, another weight: all are this one comparison. `ring` is that of the same members.
+    `pins` go before quotas: these partitions belong to these nodes, which may own something.
     Raises PlacementError as `quota.fair_shares`.
     """
     nodes = {m.node: m for m in members}
     count = len(table.partitions)
     stay = [_holder(a, nodes) for a in table.partitions]
+    under_way = {p for p, a in enumerate(table.partitions) if a.state is PartitionState.MOVING}
+    fixed = {p: node for p, node in (pins or {}).items() if p < count and p not in under_way}
+    for pinned, node in fixed.items():
+        stay[pinned] = node
     held = Counter(node for node in stay if node is not None)
     quota = quotas(count, members, held)
     room = {node: quota.get(node, 0) - held[node] for node in nodes}
-    under_way = {p for p, a in enumerate(table.partitions) if a.state is PartitionState.MOVING}
-    owners = _dispose(stay, room, ring, under_way)
+    owners = _dispose(stay, room, ring, under_way | fixed.keys())
     moves, returned = [], []
     for p, (a, owner) in enumerate(zip(table.partitions, owners, strict=True)):
         waiting = p in under_way and a.owner in nodes

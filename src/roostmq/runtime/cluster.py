@@ -19,18 +19,19 @@ from roostmq import engine
 from roostmq.adapters.join_token import JoinToken
 from roostmq.config import Cluster as Options
 from roostmq.engine import Event
-from roostmq.errors import ConfigError, PlacementError, StaleError, StoreError, UnavailableError, UnsuitableError
-from roostmq.model import Epoch, LogRef, Member, Members, NodeId, PartitionId, PartitionTable, Version
+from roostmq.errors import PlacementError, StaleError, StoreError, UnavailableError
+from roostmq.model import Epoch, LogRef, Member, Members, NodeId, PartitionId, PartitionTable, Version, Wishes
 from roostmq.policy import members as votes
 from roostmq.policy.epochs import serving
 from roostmq.policy.failover import disown, has_returned, next_table
 from roostmq.policy.members import Beat, Report
 from roostmq.policy.ring import build_ring
+from roostmq.policy.wishes import noted
 from roostmq.runtime.lease import ALIVE_S, Lease
 from roostmq.runtime.moves import Moves
+from roostmq.runtime.prepare import access_of, engine_settings, read_meta, take_slot
 from roostmq.runtime.sys_topics import cluster_topics
 from roostmq.store import codec
-from roostmq.store.access import NatsAccess
 from roostmq.store.nats_kv import NatsRegistry
 from roostmq.store.registry import Registry
 
@@ -44,21 +45,6 @@ DRAIN_S = 20.0
 
 class Resigned(Exception):
     """This start of the node is no member any more: it has to begin anew."""
-
-
-def access_of(options: Options) -> NatsAccess:
-    """How NATS is reached."""
-    return NatsAccess(
-        options.nats,
-        options.user,
-        options.password,
-        options.nats_token,
-        options.nkey_file,
-        options.credentials_file,
-        options.ca_file,
-        options.cert_file,
-        options.key_file,
-    )
 
 
 class Cluster:
@@ -84,7 +70,8 @@ class Cluster:
         self.joined = False
         self.moves = Moves(self.node)
         self._leaving = False
-        self._placed: tuple[int, int, bool, bool] | None = None
+        self.wishes, self._wishes_revision = Wishes(), 0
+        self._placed: tuple[tuple[int, int, int], bool, bool] | None = None
         """What was asked of the policy last, when it had nothing to change."""
         self._told: tuple[int, int] = (0, 0)
         self._report: Report | None = None
@@ -103,50 +90,19 @@ class Cluster:
         while not ended.is_set():
             try:
                 self.registry = await NatsRegistry.open(access_of(self.options), self.options.name)
-                await self._check_meta()
-                await self._take_slot()
+                self._streams = (await read_meta(self.registry, self.options.name, self.token)).streams
+                self.slot = await take_slot(self.registry, self.options.name, self.node)
                 await self._read()
                 self.incarnation = max(self.incarnation, self.members.last(self.node) + 1)
                 self.lease.incarnation = self.incarnation
-                return self._engine_settings()
+                if not self.token.secret:
+                    self.log.warning("links are not encrypted: the join token is from an older release")
+                return engine_settings(self.options, self.token, self._streams, self.slot, self.incarnation)
             except UnavailableError as problem:
                 self.log.warning("NATS is away", error=str(problem))
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(ended.wait(), RETRY_S)
         return None
-
-    async def _check_meta(self) -> None:
-        entry = await self._there().get("meta")
-        if entry is None:
-            raise UnsuitableError(f"cluster `{self.options.name}` is half made: run `roost cluster init` again")
-        meta = codec.unpack_meta(entry.value)
-        if meta.key_id != key_id(self.token) or meta.partitions != self.token.partitions:
-            raise ConfigError("cluster.token: belongs to another cluster", option="cluster.token")
-        self._streams = meta.streams
-
-    async def _take_slot(self) -> None:
-        """A number for this node, for good."""
-        while True:
-            entry = await self._there().get("slots")
-            slots = codec.unpack(entry.value, "slots") if entry is not None else {}
-            if self.node in slots:
-                self.slot = slots[self.node]
-                return
-            free = next((n for n in range(votes.NODES_MAX) if n not in slots.values()), None)
-            if free is None:
-                raise ConfigError(f"cluster `{self.options.name}` has {votes.NODES_MAX} nodes: no more are possible")
-            with contextlib.suppress(StaleError):
-                value = codec.pack(slots | {self.node: free})
-                await self._there().replace("slots", value, entry.revision if entry is not None else 0)
-
-    def _engine_settings(self) -> dict[str, Any]:
-        o = self.options
-        sync = "any" if o.ack_default == "replicated" else "asserted" if o.assert_sync else "always"
-        nats = access_of(o).engine_settings() | {"cluster": o.name, "streams": self._streams, "sync": sync}
-        if o.system_user is not None:
-            nats |= {"system_user": o.system_user, "system_password": o.system_password}
-        site = {"slot": self.slot, "incarnation": self.incarnation, "links": o.links, "nats": nats}
-        return {"key": self.token.key, "partitions": self.token.partitions, "data": None, "cluster": site}
 
     # ---- with the engine
 
@@ -216,6 +172,27 @@ class Cluster:
             with contextlib.suppress(StaleError):
                 await self._set_members(made)
                 return made
+
+    async def read_wishes(self) -> Wishes:
+        """What operators want of moves, as the registry says now. Raises StoreError."""
+        entry = await self._there().get("wishes")
+        if entry is not None and entry.revision != self._wishes_revision:
+            self.wishes, self._wishes_revision = codec.unpack_wishes(entry.value), entry.revision
+        return self.wishes
+
+    async def change_wishes(self, change: Callable[[Wishes], Wishes]) -> Wishes:
+        """Want something else. Raises StoreError."""
+        while True:
+            made = change(await self.read_wishes())
+            with contextlib.suppress(StaleError):
+                await self._set_wishes(made)
+                return made
+
+    async def _set_wishes(self, made: Wishes) -> None:
+        if made != self.wishes:
+            value = codec.pack_wishes(made)
+            self._wishes_revision = await self._there().replace("wishes", value, self._wishes_revision)
+            self.wishes = made
 
     def acts(self) -> bool:
         """Does this node act for all at this moment, as far as it knows?"""
@@ -435,17 +412,20 @@ class Cluster:
     async def _place(self) -> bool:
         if self.table is None:
             return False
+        await self.read_wishes()
         quiet_s = time.monotonic() - self._changed_s
-        asked = (self.table.version, self.members.version, quiet_s > CALM_S, quiet_s > SETTLED_S)
+        versions = (self.table.version, self.members.version, self._wishes_revision)
+        asked = (versions, quiet_s > CALM_S, quiet_s > SETTLED_S)
         if asked == self._placed:
             return False
         ring = build_ring(self.members.nodes, lambda names: engine.hash_ids(self.token.key_pair, names))
         try:
-            made = next_table(self.table, self.members, ring, calm=asked[2], settled=asked[3])
+            made = next_table(self.table, self.members, ring, self.wishes, calm=asked[1], settled=asked[2])
         except PlacementError as problem:
             self.log.error("partitions cannot be placed", error=str(problem))
             self._placed = asked
             return False
+        await self._set_wishes(noted(self.wishes, self.table, made, self.members))
         changed = await self._set_table(made)
         self._placed = None if changed else asked
         return changed
@@ -490,8 +470,3 @@ class Cluster:
         if self.registry is None:
             raise UnavailableError("the registry was not reached yet")
         return self.registry
-
-
-def key_id(token: JoinToken) -> str:
-    """Fingerprint of a hash key."""
-    return f"{engine.hash_ids(token.key_pair, [b'roostmq key'])[0]:016x}"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from roostmq import engine
 from roostmq.adapters.join_token import read_token
 from roostmq.config import Cluster as ClusterOptions
-from roostmq.config import Config
+from roostmq.config import Config, address_of
 from roostmq.engine import Event, Settings
 from roostmq.errors import ConfigError, EngineError, RoostError, UnsuitableError
 from roostmq.model import Member
@@ -127,7 +127,7 @@ class Node:
         me = Member(
             cluster.node,
             cluster.incarnation,
-            options.advertise or options.links,
+            await resolved(options.advertise or options.links),
             options.zone,
             options.weight,
             slot=cluster.slot,
@@ -329,6 +329,18 @@ class Node:
 def lanes_of(config: Config) -> int:
     """How many lanes the engine will have."""
     return config.lanes or len(os.sched_getaffinity(0))
+
+
+async def resolved(address: str) -> str:
+    """The address with its host as a number, as engines dial it. Raises ConfigError."""
+    host, port = address_of(address, "cluster.advertise")
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        text = f"cluster.advertise: `{host}` cannot be looked up: {error.strerror}"
+        raise ConfigError(text, option="cluster.advertise") from None
+    number = found[0][4][0]
+    return f"[{number}]:{port}" if ":" in str(number) else f"{number}:{port}"
 
 
 def become_user(name: str | None, folder: str | None) -> None:

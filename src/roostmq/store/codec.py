@@ -21,9 +21,11 @@ from roostmq.model import (
     Member,
     Members,
     NodeId,
+    PartitionId,
     PartitionState,
     PartitionTable,
     Version,
+    Wishes,
 )
 
 MAGIC = b"RST1"
@@ -82,6 +84,19 @@ def unpack_members(raw: bytes) -> Members:
     value = unpack(raw, "members")
     past = tuple((NodeId(node), int(incarnation)) for node, incarnation in value["past"])
     return Members(Version(value["version"]), tuple(member_of(m) for m in value["nodes"]), past)
+
+
+def pack_wishes(wishes: Wishes) -> bytes:
+    """Bytes of what operators want of moves."""
+    return pack(dataclasses.asdict(wishes))
+
+
+def unpack_wishes(raw: bytes) -> Wishes:
+    """Raises UnsuitableError."""
+    value = unpack(raw, "wishes")
+    pins = {PartitionId(int(p)): NodeId(node) for p, node in value["pins"].items()}
+    last = {PartitionId(int(p)): NodeId(node) if node is not None else None for p, node in value["last"].items()}
+    return Wishes(**(value | {"pins": pins, "last": last}))
 
 
 STATES = {PartitionState.SERVING: "s", PartitionState.MOVING: "m", PartitionState.RECOVERING: "r"}

@@ -36,6 +36,11 @@ def new_key() -> str:
     return secrets.token_hex(16)
 
 
+def new_secret() -> str:
+    """What links are encrypted with, 64 hexadecimal digits."""
+    return secrets.token_hex(32)
+
+
 async def lay_down(access: NatsAccess, plot: Plot, key: str, key_id: str) -> None:
     """Make everything. Done again with the same key after an interruption, it goes on.
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import multiprocessing
+import os
 import sys
 import time
 
@@ -10,13 +13,22 @@ from policy.sim.cluster import Violation, World
 from policy.sim.rules import RULES
 
 
-def first_bad(without: frozenset[str], seeds: range, seconds: int) -> tuple[int, str] | None:
+def bad(seed: int, without: frozenset[str], seconds: int) -> str | None:
+    """The violation that a seed finds."""
+    try:
+        World(seed, without).run(seconds)
+    except Violation as found:
+        return str(found)
+    return None
+
+
+def first_bad(without: frozenset[str], seeds: range, seconds: int, jobs: int) -> tuple[int, str] | None:
     """The first seed that finds a violation, and what it found."""
-    for seed in seeds:
-        try:
-            World(seed, without).run(seconds)
-        except Violation as found:
-            return seed, str(found)
+    look = functools.partial(bad, without=without, seconds=seconds)
+    with multiprocessing.Pool(jobs) as pool:
+        for seed, found in zip(seeds, pool.imap(look, seeds, chunksize=4), strict=True):
+            if found is not None:
+                return seed, found
     return None
 
 
@@ -25,20 +37,21 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--seconds", type=int, default=60, help="simulated, each seed")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes; default: all cores")
     parser.add_argument("--without", choices=RULES, action="append", default=[])
     parser.add_argument("--each", action="store_true", help="take out every rule in turn: each must be missed")
     a = parser.parse_args()
     seeds = range(a.first, a.first + a.seeds)
-    bad = 0
+    failed = 0
     for without in [[rule] for rule in RULES] if a.each else [a.without]:
         begun = time.perf_counter()
-        found = first_bad(frozenset(without), seeds, a.seconds)
+        found = first_bad(frozenset(without), seeds, a.seconds, a.jobs)
         took = time.perf_counter() - begun
         count = found[0] - a.first + 1 if found else a.seeds
         speed = count * (a.seconds + 40) / took
         print(f"{'without ' + without[0] if without else 'all rules'}: {found or 'nothing found'} ({speed:,.0f} s/s)")
-        bad += (found is None) if without else (found is not None)
-    return int(bad > 0)
+        failed += (found is None) if without else (found is not None)
+    return int(failed > 0)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import random
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -61,9 +62,14 @@ class Node:
 
     def __init__(self, world: World, name: NodeId, incarnation: int) -> None:
         self.world, self.name, self.incarnation = world, name, incarnation
+        self.key = (name, incarnation)
         self.alive = True
         self.stopped_until = 0
         self.members = Members(Version(0), ())
+        self.starts: frozenset[tuple[NodeId, int]] = frozenset()
+        """Of the members."""
+        self.beats: dict[Node, deque[tuple[int, int, int, int]]] = {}
+        """Heartbeats on their way here: when they come, and what they say. They are read when something depends on them."""
         self.table = world.table
         self.joined = False
         self.heard: dict[tuple[NodeId, int], int] = {}
@@ -91,41 +97,53 @@ class Node:
     def running(self) -> bool:
         return self.alive and self.world.now >= self.stopped_until
 
-    def key(self) -> tuple[NodeId, int]:
-        return self.name, self.incarnation
-
     def knows(self, other: Node) -> bool:
-        return votes.is_member(self.members, other.name, other.incarnation)
+        return other.key in self.starts
+
+    def read_beats(self) -> None:
+        """All that have come."""
+        now = self.world.now
+        for sender, coming in self.beats.items():
+            while coming and coming[0][0] <= now:
+                at, told, given, version = coming.popleft()
+                if sender.key in self.starts:
+                    name = sender.name
+                    self.heard[sender.key] = max(at, self.stopped_until) if self.stopped_until <= now else at
+                    self.theirs[name] = told
+                    if given > self.answered.get(name, -10_000):
+                        self.answered[name] = given
+                    self.read[name] = version
 
     def may_acknowledge(self) -> bool:
         if "majority" not in self.world.rules:
             return True
-        if not votes.is_member(self.members, self.name, self.incarnation):
+        if self.key not in self.starts:
             return False
-        fresh = sum(
-            self.world.now - self.answered.get(m.node, -10_000) < ANSWER_MS
-            for m in self.members.nodes
-            if m.node != self.name
-        )
-        return 1 + fresh >= self.members.majority
+        self.read_beats()
+        since, fresh = self.world.now - ANSWER_MS, 1
+        for name, _ in self.starts:
+            if name != self.name and self.answered.get(name, -10_000) > since:
+                fresh += 1
+        return fresh > len(self.starts) // 2
 
     # ---- the step, four times a second
 
     def step(self) -> None:
         w = self.world
+        self.read_beats()
         up = w.registry_up and w.now >= self.blind_until
         if self.change is not None and up:
             change, self.change = self.change, None
             change()
         if up:
-            w.renewed[self.key()] = w.now
+            w.renewed[self.key] = w.now
             self.read_registry()
         if not self.alive:
             return
         for other in w.living():
             if other is not self and self.knows(other):
                 given = self.bound.get(other.name, self.theirs.get(other.name, -10_000))
-                w.send(self, other, "beat", (w.now, given, self.members.version))
+                w.beat(self, other, (w.now, given, self.members.version))
         if up and self.change is None:
             self.decide()
         self.speak()
@@ -135,14 +153,15 @@ class Node:
         w = self.world
         if w.members.version != self.members.version:
             before, self.members = self.members, w.members
+            self.starts = frozenset((m.node, m.incarnation) for m in w.members.nodes)
             self.changed_ms = w.now
             self.bound = {}
             for m in before.nodes:
-                if not votes.is_member(self.members, m.node, m.incarnation) and m.node != self.name:
+                if (m.node, m.incarnation) not in self.starts and m.node != self.name:
                     self.freeze(m.node, m.incarnation)
-        if not self.joined and votes.is_member(self.members, self.name, self.incarnation):
+        if not self.joined and self.key in self.starts:
             self.joined = True
-        elif self.joined and not votes.is_member(self.members, self.name, self.incarnation):
+        elif self.joined and self.key not in self.starts:
             w.restart(self)
             return
         if self.joined:
@@ -173,11 +192,11 @@ class Node:
             if all(w.lapsed(m) for m in self.members.nodes):
                 self.change = self.compare("members", self.members, self.alone)
             return
-        beats = [
-            Beat(m.node, w.now - self.heard.get((m.node, m.incarnation), self.changed_ms), self.read.get(m.node, 0))
-            for m in self.members.nodes
-            if m.node != self.name
-        ]
+        if self.is_calm():
+            if self.acts_when_calm():
+                self.act(self.heard_of())
+            return
+        beats = self.heard_of()
         made = votes.report(self.members, self.name, self.incarnation, beats, self.report)
         if self.report is None or made.silent != self.report.silent:
             self.reported_ms = w.now
@@ -185,7 +204,7 @@ class Node:
         if "bind" in w.rules:
             self.bound = {n: self.bound.get(n, self.theirs.get(n, -10_000)) for n in made.silent}
         w.reports[self.name] = made
-        gone = votes.voted_out(self.members, w.reports)
+        gone = votes.voted_out(self.members, w.reports) if any(r.silent for r in w.reports.values()) else None
         if "votes" not in w.rules and made.silent:
             gone = made.silent[0]
         heard = 1 + sum(b.heard_ms <= votes.SILENT_MS for b in beats)
@@ -200,6 +219,29 @@ class Node:
         reported = {n for r in w.reports.values() if r.version == self.members.version for n in r.silent}
         if votes.acting(self.members, reported) == self.name:
             self.act(beats)
+
+    def heard_of(self) -> list[Beat]:
+        """What the engine would tell of the others."""
+        now, changed_ms = self.world.now, self.changed_ms
+        return [
+            Beat(key[0], now - self.heard.get(key, changed_ms), self.read.get(key[0], 0))
+            for key in self.starts
+            if key != self.key
+        ]
+
+    def is_calm(self) -> bool:
+        """Nobody reports anybody, and nobody has to: the policies, asked, would say that nothing is to be done."""
+        w = self.world
+        since = w.now - votes.SILENT_MS
+        if self.report is None or self.report.version != self.members.version or "votes" not in w.rules:
+            return False
+        if any(r.silent for r in w.reports.values()):
+            return False
+        heard, changed_ms = self.heard, self.changed_ms
+        return all(key == self.key or heard.get(key, changed_ms) >= since for key in self.starts)
+
+    def acts_when_calm(self) -> bool:
+        return self.members.nodes[0].node == self.name  # slots rise with names here
 
     def act(self, beats: list[Beat]) -> None:
         w = self.world
@@ -269,21 +311,22 @@ class Node:
         if epoch < log.epoch:
             return
         log.epoch = epoch
-        self.confirmed[p] = {self.key()}
-        self.learn(p, epoch, self.key(), frozenset(log.wants))
+        self.confirmed[p] = {self.key}
+        self.learn(p, epoch, self.key, frozenset(log.wants))
         self.speak()
 
     def speak(self) -> None:
         """Everybody is told what the own partitions want, until everybody has confirmed it."""
         w = self.world
         for p, confirmed in self.confirmed.items():
+            if self.starts <= confirmed and self.served.get(p) == self.owned[p] and p not in self.granting:
+                continue
             wants = frozenset(w.logs[p].wants)
             for other in w.living():
-                fresh = other.key() not in confirmed
+                fresh = other.key not in confirmed
                 if other is not self and self.knows(other) and fresh:
                     w.send(self, other, "interest", (p, self.owned[p], wants, self.table.version))
-            everybody = {(m.node, m.incarnation) for m in self.members.nodes}
-            if "barrier" not in w.rules or everybody <= confirmed:
+            if "barrier" not in w.rules or self.starts <= confirmed:
                 self.served[p] = self.owned[p]
                 w.told[p] = self.owned[p]
                 if w.logs[p].epoch == self.owned[p]:
@@ -297,8 +340,8 @@ class Node:
             return
         log.wants.add(topic)
         self.granting.setdefault(p, set()).add(topic)
-        self.confirmed[p] = {self.key()}
-        self.learn(p, self.owned[p], self.key(), frozenset(log.wants))
+        self.confirmed[p] = {self.key}
+        self.learn(p, self.owned[p], self.key, frozenset(log.wants))
         self.speak()
 
     def learn(self, p: int, epoch: int, owner: tuple[NodeId, int], wants: frozenset[int]) -> None:
@@ -313,22 +356,16 @@ class Node:
         w = self.world
         if not self.knows(sender):
             return
-        if what == "beat":
-            told, given, version = body
-            self.heard[sender.key()] = w.now
-            self.theirs[sender.name] = told
-            self.answered[sender.name] = max(self.answered.get(sender.name, -10_000), given)
-            self.read[sender.name] = version
-        elif what == "interest":
+        if what == "interest":
             p, epoch, wants, table = body
             if table > self.table.version:
                 return  # it is told again
-            self.learn(p, epoch, sender.key(), wants)
+            self.learn(p, epoch, sender.key, wants)
             w.send(self, sender, "confirm", (p, epoch, wants))
         elif what == "confirm":
             p, epoch, wants = body
             if self.owned.get(p) == epoch and p in self.confirmed and wants >= w.logs[p].wants:
-                self.confirmed[p].add(sender.key())
+                self.confirmed[p].add(sender.key)
         elif what == "append":
             p, epoch, number = body
             log = w.logs[p]
@@ -343,7 +380,7 @@ class Node:
                     m.missing.discard(p)
 
     def publish(self, number: int) -> None:
-        topic = self.world.rng.randrange(TOPICS)
+        topic = int(self.world.rng.random() * TOPICS)
         self.waiting.append(Publish(number, topic, self.world.now, set(range(PARTITIONS))))
         self.settle()
 
@@ -428,7 +465,7 @@ class World:
             return
         if node.running():
             node.step()
-            self.after(STEP_MS + self.rng.randint(-20, 20), lambda: self.tick(node))
+            self.after(STEP_MS - 20 + int(self.rng.random() * 41), lambda: self.tick(node))
         else:
             self.after(max(1, node.stopped_until - self.now), lambda: self.tick(node))
 
@@ -437,9 +474,18 @@ class World:
             return b.receive(a, what, body)
         if frozenset((a.name, b.name)) in self.cut:
             return
-        link = (a.incarnation, b.incarnation)  # in order, as on a real one
-        at = self.last_ms[link] = max(self.last_ms.get(link, 0), self.now + self.rng.randint(1, 15))
-        self.after(at - self.now, lambda: self.deliver(a, b, what, body))
+        self.after(self.comes_at(a, b) - self.now, lambda: self.deliver(a, b, what, body))
+
+    def beat(self, a: Node, b: Node, body: tuple[int, int, int]) -> None:
+        """As `send`."""
+        if frozenset((a.name, b.name)) not in self.cut:
+            b.beats.setdefault(a, deque()).append((self.comes_at(a, b), *body))
+
+    def comes_at(self, a: Node, b: Node) -> int:
+        """When something that is sent now comes: in order, as on a real link."""
+        link = (a.incarnation, b.incarnation)
+        at = self.last_ms[link] = max(self.last_ms.get(link, 0), self.now + 1 + int(self.rng.random() * 15))
+        return at
 
     def deliver(self, a: Node, b: Node, what: str, body: Any) -> None:
         if not b.alive:
@@ -483,7 +529,7 @@ class World:
             else:
                 self.number += 1
                 node.publish(self.number)
-        self.after(self.rng.randint(20, 300), self.client)
+        self.after(20 + int(self.rng.random() * 280), self.client)
 
     def fault(self) -> None:
         if not self.faults:

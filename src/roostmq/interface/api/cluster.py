@@ -20,9 +20,10 @@ from pydantic import BaseModel, Field
 from roostmq import engine
 from roostmq.errors import PlacementError
 from roostmq.interface.doctor import findings
-from roostmq.model import Member, NodeId
+from roostmq.model import Member, NodeId, PartitionId, Wishes
 from roostmq.policy.ring import build_ring
 from roostmq.policy.table import plan as make_plan
+from roostmq.policy.wishes import AT_ONCE_MAX, pinned, pins_that_hold, undone, unpinned
 
 if TYPE_CHECKING:
     from roostmq.runtime.cluster import Cluster
@@ -38,6 +39,36 @@ class Wish(BaseModel):
     weight: float | None = Field(default=None, gt=0)
 
 
+class MoveWish(BaseModel):
+    """What is wanted of planned moves; null leaves it as it is."""
+
+    paused: bool | None = None
+    at_once: int | None = Field(default=None, ge=1, le=AT_ONCE_MAX)
+    pin: dict[int, str] = {}
+    """Partitions that shall be on a node and stay there."""
+    unpin: bool = False
+    """All pins go, before those of `pin` come."""
+    undo: bool = False
+    """What the last change has moved goes back, and is pinned there."""
+
+
+def wished(cluster: Cluster, wish: MoveWish, old: Wishes) -> Wishes:
+    """The wishes after one. Raises HTTPException for a partition or a node that is none."""
+    for p, node in wish.pin.items():
+        if not 0 <= p < cluster.token.partitions:
+            raise HTTPException(404, f"there is no partition {p}: they are 0 to {cluster.token.partitions - 1}")
+        if cluster.members.find(NodeId(node)) is None:
+            raise HTTPException(404, f"`{node}` is no member of this cluster")
+    made = unpinned(old) if wish.unpin else old
+    made = undone(made, cluster.members) if wish.undo else made
+    made = pinned(made, {PartitionId(p): NodeId(node) for p, node in wish.pin.items()})
+    return replace(
+        made,
+        paused=made.paused if wish.paused is None else wish.paused,
+        at_once=made.at_once if wish.at_once is None else wish.at_once,
+    )
+
+
 def planned(cluster: Cluster, join: str | None, leave: str | None, weight: float) -> dict[str, Any]:
     """Moves of a change, from what this node knows. Raises HTTPException for a change that cannot be."""
     if cluster.table is None:
@@ -51,7 +82,8 @@ def planned(cluster: Cluster, join: str | None, leave: str | None, weight: float
     members = tuple(sorted(nodes.values(), key=lambda m: m.node))
     try:
         ring = build_ring(members, lambda names: engine.hash_ids(cluster.token.key_pair, names))
-        found = make_plan(cluster.table, members, ring)
+        pins = pins_that_hold(cluster.wishes, replace(cluster.members, nodes=members))
+        found = make_plan(cluster.table, members, ring, pins=pins)
     except PlacementError as problem:
         raise HTTPException(409, str(problem)) from None
     owners = [a.owner for a in cluster.table.partitions]
@@ -87,8 +119,20 @@ def add_routes(app: FastAPI, node: Node) -> None:
 
     @app.get("/api/v1/cluster/plan")
     async def plan(join: str | None = None, leave: str | None = None, weight: float = 1.0) -> dict[str, Any]:
-        """What would move if a node joined, left, or had another weight; nothing is changed."""
+        """What would move if a node joined, left, or had another weight, or now; nothing is changed."""
+        await there().read_wishes()
         return planned(there(), join, leave, weight)
+
+    @app.post("/api/v1/cluster/moves")
+    async def moves(wish: MoveWish) -> dict[str, Any]:
+        """Pause moves, let them go on, pin partitions to nodes, take the last change back."""
+        known = there()
+        return wishes_told(await known.change_wishes(lambda old: wished(known, wish, old)))
+
+    @app.get("/api/v1/cluster/moves")
+    async def wishes() -> dict[str, Any]:
+        """What is wanted of planned moves."""
+        return wishes_told(await there().read_wishes())
 
     @app.get("/api/v1/cluster/why")
     async def why(client: str = Query()) -> dict[str, Any]:
@@ -112,6 +156,11 @@ def add_routes(app: FastAPI, node: Node) -> None:
         return told | {"session": session | {"node": door}}
 
 
+def wishes_told(wishes: Wishes) -> dict[str, Any]:
+    """As JSON."""
+    return {"paused": wishes.paused, "at_once": wishes.at_once, "pins": dict(wishes.pins), "last": dict(wishes.last)}
+
+
 def _ask_owner(admin: str, client: str) -> dict[str, Any]:
     if not admin:
         return {"error": "its owner has no admin port"}
@@ -132,6 +181,7 @@ def age_s(cluster: Cluster) -> float:
 def describe(cluster: Cluster, not_ready: str | None) -> dict[str, Any]:
     """Everything, as JSON."""
     heard = {link["slot"]: link for link in cluster.links}
+    names = {m.slot: m.node for m in cluster.members.nodes}
     members = [
         {
             "node": m.node,
@@ -144,6 +194,7 @@ def describe(cluster: Cluster, not_ready: str | None) -> dict[str, Any]:
             "admin": m.admin,
             "links": m.address,
             "heard_ms": heard[m.slot]["heard_ms"] if m.slot in heard else None,
+            "around": names.get(heard[m.slot]["around"]) if m.slot in heard else None,
             "partitions": sum(a.owner == m.node for a in cluster.table.partitions) if cluster.table else 0,
         }
         for m in cluster.members.nodes

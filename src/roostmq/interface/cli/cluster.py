@@ -12,7 +12,7 @@ from typing import Any
 
 from roostmq.adapters.join_token import JoinToken
 from roostmq.errors import ConfigError
-from roostmq.interface.cli import admin
+from roostmq.interface.cli import admin, cluster_moves
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
             one.add_argument("client", help="client id")
         admin.add_option(one)
         one.add_argument("--json", action="store_true", help="as JSON")
-    _changes(sub)
+    cluster_moves.add_parsers(sub)
     save = sub.add_parser("backup", help="write everything that the cluster keeps into a new folder, while it runs")
     save.add_argument("name", help="name of the cluster")
     load = sub.add_parser("restore", help="put a backup into a NATS that knows nothing of this cluster")
@@ -56,22 +56,6 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def _changes(sub: Any) -> None:
-    """The commands that change something, or show what a change would do."""
-    plan = sub.add_parser("plan", help="what would move if a node joined or left; nothing is changed")
-    plan.add_argument("change", choices=("add", "remove"), help="the node joins (or gets another weight), or leaves")
-    drain = sub.add_parser("drain", help="move everything away from a node, so that it can be stopped")
-    undrain = sub.add_parser("undrain", help="take a drain back: the node gets its share again")
-    weight = sub.add_parser("weight", help="give a node another share of the partitions")
-    for one in (plan, drain, undrain, weight):
-        one.add_argument("node", help="name of the node")
-        admin.add_option(one)
-        one.add_argument("--json", action="store_true", help="as JSON")
-    plan.add_argument("--weight", type=float, default=1.0, metavar="W", help="its weight; default 1")
-    drain.add_argument("--no-wait", action="store_true", help="do not wait until everything has moved")
-    weight.add_argument("weight", type=float, metavar="W", help="2 is twice the share of a node with 1")
-
-
 def main(words: list[str]) -> int:
     """Run one of the commands."""
     options = parser().parse_args(words)
@@ -81,10 +65,8 @@ def main(words: list[str]) -> int:
         return _keep(options)
     if options.what == "why":
         return _why(options)
-    if options.what == "plan":
-        return _plan(options)
-    if options.what in ("drain", "undrain", "weight"):
-        return _change(options)
+    if options.what in cluster_moves.COMMANDS:
+        return cluster_moves.main(options)
     told = admin.get(options.admin, "/api/v1/cluster")
     shown = {"status": told, "members": told["members"], "partitions": told["partitions"], "doctor": told["findings"]}
     if options.json:
@@ -96,13 +78,13 @@ def main(words: list[str]) -> int:
 
 
 def _init(o: argparse.Namespace) -> int:
-    from roostmq.runtime.cluster import key_id
+    from roostmq.runtime.prepare import key_id
     from roostmq.store.access import NatsAccess
-    from roostmq.store.foundation import Plot, lay_down, new_key
+    from roostmq.store.foundation import Plot, lay_down, new_key, new_secret
 
     if o.partitions < 1 or o.partitions & (o.partitions - 1):
         raise ConfigError(f"--partitions: {o.partitions} is not a power of two")
-    token = JoinToken(o.name, o.partitions, new_key())
+    token = JoinToken(o.name, o.partitions, new_key(), new_secret())
     plot = Plot(o.name, o.partitions, replicas=o.replicas)
     asyncio.run(lay_down(NatsAccess(tuple(o.nats)), plot, token.key, key_id(token)))
     text = token.pack()
@@ -131,42 +113,6 @@ def _keep(o: argparse.Namespace) -> int:
         manifest = asyncio.run(restore(access, o.folder, o.replicas, tell))
         done = f"cluster `{manifest['cluster']}` is restored as it was at {time.ctime(manifest['at'])}; start its nodes"
     print(json.dumps(manifest) if o.json else done)
-    return 0
-
-
-def _plan(o: argparse.Namespace) -> int:
-    change = {"join": o.node, "weight": str(o.weight)} if o.change == "add" else {"leave": o.node}
-    told = admin.get(o.admin, "/api/v1/cluster/plan", **change)
-    if o.json:
-        print(json.dumps(told))
-        return 0
-    print(f"{len(told['moves'])} partitions would move, {told['share']:.1%} of all clients; each one is handed over:")
-    print("its clients wait for a moment and stay connected")
-    routes: dict[tuple[str, str], list[int]] = {}
-    for move in told["moves"]:
-        routes.setdefault((move["from"] or "nobody", move["to"]), []).append(move["partition"])
-    for (source, target), partitions in sorted(routes.items()):
-        print(f"  {source} > {target}: {len(partitions):3} ({', '.join(str(p) for p in partitions)})")
-    print("partitions afterwards: " + ", ".join(f"{node} {n}" for node, n in told["partitions"].items()))
-    return 0
-
-
-def _change(o: argparse.Namespace) -> int:
-    wish = {"weight": o.weight} if o.what == "weight" else {"draining": o.what == "drain"}
-    told = admin.post(o.admin, f"/api/v1/cluster/members/{o.node}", 15, **wish)
-    if o.what == "drain" and not o.no_wait:
-        left = -1
-        while left != 0:
-            now = admin.get(o.admin, "/api/v1/cluster")["partitions"]
-            if (held := sum(p["owner"] == o.node for p in now)) != left:
-                print(f"{o.node} has {held} partitions left", file=sys.stderr)
-            left = held
-            time.sleep(0.2)
-    if o.json:
-        print(json.dumps(told))
-    else:
-        after = {"drain": "owns nothing any more and can be stopped", "undrain": "gets its share again"}
-        print(f"{o.node} {after.get(o.what, f'has weight {o.weight:g} now: see `roost cluster members`')}")
     return 0
 
 

@@ -109,15 +109,15 @@ class Dev:
         return {f"n{n + 1}": f"http://127.0.0.1:{self.ports[n][1]}" for n in sorted(self.nodes)}
 
     async def _lay_down(self) -> None:
-        from roostmq.runtime.cluster import key_id
-        from roostmq.store.foundation import Plot, lay_down, new_key
+        from roostmq.runtime.prepare import key_id
+        from roostmq.store.foundation import Plot, lay_down, new_key, new_secret
 
         kept = self.folder / "token"
         o = self.options
         if kept.exists():
             self.token = kept.read_text().strip()
             return
-        token = JoinToken(NAME, o.partitions, new_key())
+        token = JoinToken(NAME, o.partitions, new_key(), new_secret())
         plot = Plot(NAME, o.partitions, replicas=o.nats_servers)
         await lay_down(NatsAccess(self.nats.urls), plot, token.key, key_id(token))
         self.token = token.pack()

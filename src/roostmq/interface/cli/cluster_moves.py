@@ -1,0 +1,132 @@
+"""`roost cluster plan`, `apply`, `drain` and friends: what would move, let it move, hold it, take it back."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from typing import Any
+
+from roostmq.errors import ConfigError
+from roostmq.interface.cli import admin
+
+LOOK_S = 0.2
+TEXTS = {
+    "plan": "what would move if a node joined or left, or now; nothing is changed",
+    "apply": "let moves go on, with progress, until everything is where it should be",
+    "pause": "no further move begins; those under way end",
+    "resume": "moves may begin again",
+    "undo": "take the last change back: what it has moved goes to who had it before, and is pinned there",
+    "move": "bring one partition to a node, and pin it there",
+    "unpin": "forget all pins: balance decides again",
+    "drain": "move everything away from a node, so that it can be stopped",
+    "undrain": "take a drain back: the node gets its share again",
+    "weight": "give a node another share of the partitions",
+}
+COMMANDS = tuple(TEXTS)
+
+
+def add_parsers(sub: Any) -> None:
+    """The commands that move something, or show what would move."""
+    made = {name: sub.add_parser(name, help=text, description=f"{text}.") for name, text in TEXTS.items()}
+    made["plan"].add_argument(
+        "change", nargs="?", choices=("add", "remove"), help="the node joins (or gets another weight), or leaves"
+    )
+    made["plan"].add_argument("node", nargs="?", help="name of the node; without: what would move now")
+    made["plan"].add_argument("--weight", type=float, default=1.0, metavar="W", help="its weight; default 1")
+    made["move"].add_argument("partition", type=int, metavar="PARTITION", help="its number")
+    for name in ("move", "drain", "undrain", "weight"):
+        made[name].add_argument("node", help="name of the node")
+    for name in ("apply", "drain"):
+        made[name].add_argument("--no-wait", action="store_true", help="do not wait until everything has moved")
+    made["apply"].add_argument("--moves-at-once", type=int, metavar="N", help="so many at the same time; default 4")
+    made["weight"].add_argument("weight", type=float, metavar="W", help="2 is twice the share of a node with 1")
+    for one in made.values():
+        admin.add_option(one)
+        one.add_argument("--json", action="store_true", help="as JSON")
+
+
+def main(o: argparse.Namespace) -> int:
+    """Run one of them."""
+    if o.what == "plan":
+        return _plan(o)
+    if o.what in ("drain", "undrain", "weight"):
+        return _change(o)
+    if o.what == "apply":
+        return _apply(o)
+    return _wish(o)
+
+
+def _plan(o: argparse.Namespace) -> int:
+    if (o.change is None) != (o.node is None):
+        raise ConfigError(f"roost cluster plan {o.change}: which node?")
+    change = {"join": o.node, "weight": str(o.weight)} if o.change == "add" else {"leave": o.node}
+    told = admin.get(o.admin, "/api/v1/cluster/plan", **(change if o.change else {}))
+    if o.json:
+        print(json.dumps(told))
+        return 0
+    print(f"{len(told['moves'])} partitions would move, {told['share']:.1%} of all clients; each one is handed over:")
+    print("its clients wait for a moment and stay connected")
+    routes: dict[tuple[str, str], list[int]] = {}
+    for move in told["moves"]:
+        routes.setdefault((move["from"] or "nobody", move["to"]), []).append(move["partition"])
+    for (source, target), partitions in sorted(routes.items()):
+        print(f"  {source} > {target}: {len(partitions):3} ({', '.join(str(p) for p in partitions)})")
+    print("partitions afterwards: " + ", ".join(f"{node} {n}" for node, n in told["partitions"].items()))
+    return 0
+
+
+def _change(o: argparse.Namespace) -> int:
+    wish = {"weight": o.weight} if o.what == "weight" else {"draining": o.what == "drain"}
+    told = admin.post(o.admin, f"/api/v1/cluster/members/{o.node}", 15, **wish)
+    if o.what == "drain" and not o.no_wait:
+        left = -1
+        while left != 0:
+            now = admin.get(o.admin, "/api/v1/cluster")["partitions"]
+            if (held := sum(p["owner"] == o.node for p in now)) != left:
+                print(f"{o.node} has {held} partitions left", file=sys.stderr)
+            left = held
+            time.sleep(LOOK_S)
+    if o.json:
+        print(json.dumps(told))
+    else:
+        after = {"drain": "owns nothing any more and can be stopped", "undrain": "gets its share again"}
+        print(f"{o.node} {after.get(o.what, f'has weight {o.weight:g} now: see `roost cluster members`')}")
+    return 0
+
+
+def _apply(o: argparse.Namespace) -> int:
+    told = admin.post(o.admin, "/api/v1/cluster/moves", 15, paused=False, at_once=o.moves_at_once)
+    shown = None
+    while not o.no_wait:
+        left = len(admin.get(o.admin, "/api/v1/cluster/plan")["moves"])
+        rows = admin.get(o.admin, "/api/v1/cluster")["partitions"]
+        moving = sum(p["state"] != "serving" for p in rows)
+        if (left, moving) != shown and not o.json:
+            print(f"{left} partitions have to move, {moving} are on their way", file=sys.stderr)
+        shown = (left, moving)
+        if shown == (0, 0):
+            break
+        time.sleep(LOOK_S)
+    print(json.dumps(told) if o.json else f"moves go on, {told['at_once']} at once")
+    return 0
+
+
+def _wish(o: argparse.Namespace) -> int:
+    wishes: dict[str, dict[str, Any]] = {
+        "pause": {"paused": True},
+        "resume": {"paused": False},
+        "undo": {"undo": True},
+        "unpin": {"unpin": True},
+    }
+    wish = wishes[o.what] if o.what in wishes else {"pin": {str(o.partition): o.node}}
+    told = admin.post(o.admin, "/api/v1/cluster/moves", 15, **wish)
+    if o.json:
+        print(json.dumps(told))
+        return 0
+    pins = ", ".join(f"{p} > {node}" for p, node in sorted(told["pins"].items(), key=lambda i: int(i[0]))) or "none"
+    print(f"moves are paused: `roost cluster resume`; pins: {pins}" if told["paused"] else f"pins: {pins}")
+    if o.what in ("undo", "move") and not told["paused"]:
+        print("they move now: `roost cluster apply` shows how far they are; `roost cluster unpin` lets balance decide")
+    return 0

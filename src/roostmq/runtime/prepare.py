@@ -1,0 +1,74 @@
+"""Before the engine starts: reach the registry, see that it is the right one, take a number for this node."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from roostmq import engine
+from roostmq.adapters.join_token import JoinToken
+from roostmq.config import Cluster as Options
+from roostmq.errors import ConfigError, StaleError, UnsuitableError
+from roostmq.model import NodeId
+from roostmq.policy.members import NODES_MAX
+from roostmq.store import codec
+from roostmq.store.access import NatsAccess
+from roostmq.store.registry import Registry
+
+
+def access_of(options: Options) -> NatsAccess:
+    """How NATS is reached."""
+    return NatsAccess(
+        options.nats,
+        options.user,
+        options.password,
+        options.nats_token,
+        options.nkey_file,
+        options.credentials_file,
+        options.ca_file,
+        options.cert_file,
+        options.key_file,
+    )
+
+
+def key_id(token: JoinToken) -> str:
+    """Fingerprint of a hash key."""
+    return f"{engine.hash_ids(token.key_pair, [b'roostmq key'])[0]:016x}"
+
+
+async def read_meta(registry: Registry, name: str, token: JoinToken) -> codec.Meta:
+    """What was laid down. Raises ConfigError for another cluster's token, UnsuitableError if it is half made."""
+    entry = await registry.get("meta")
+    if entry is None:
+        raise UnsuitableError(f"cluster `{name}` is half made: run `roost cluster init` again")
+    meta = codec.unpack_meta(entry.value)
+    if meta.key_id != key_id(token) or meta.partitions != token.partitions:
+        raise ConfigError("cluster.token: belongs to another cluster", option="cluster.token")
+    return meta
+
+
+async def take_slot(registry: Registry, name: str, node: NodeId) -> int:
+    """A number for this node, for good."""
+    while True:
+        entry = await registry.get("slots")
+        slots: dict[str, int] = codec.unpack(entry.value, "slots") if entry is not None else {}
+        if node in slots:
+            return slots[node]
+        free = next((n for n in range(NODES_MAX) if n not in slots.values()), None)
+        if free is None:
+            raise ConfigError(f"cluster `{name}` has {NODES_MAX} nodes: no more are possible")
+        with contextlib.suppress(StaleError):
+            value = codec.pack(slots | {node: free})
+            await registry.replace("slots", value, entry.revision if entry is not None else 0)
+
+
+def engine_settings(o: Options, token: JoinToken, streams: int, slot: int, incarnation: int) -> dict[str, Any]:
+    """What the engine must know of the cluster."""
+    sync = "any" if o.ack_default == "replicated" else "asserted" if o.assert_sync else "always"
+    nats = access_of(o).engine_settings() | {"cluster": o.name, "streams": streams, "sync": sync}
+    if o.system_user is not None:
+        nats |= {"system_user": o.system_user, "system_password": o.system_password}
+    site = {"slot": slot, "incarnation": incarnation, "links": o.links, "nats": nats}
+    if token.secret:
+        site |= {"secret": token.secret, "encrypt_loopback": o.link_tls == "always"}
+    return {"key": token.key, "partitions": token.partitions, "data": None, "cluster": site}

@@ -1,0 +1,121 @@
+"""Links to other machines are encrypted, and nobody without the cluster's secret comes in (30-cluster section 4)."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster.site import ClusterSite
+from cluster.test_cluster import ask, connected
+from cluster.weather import both
+
+pytestmark = [pytest.mark.xdist_group("nats"), pytest.mark.timeout(120)]
+
+
+def answer(address: tuple[str, int], said: bytes) -> bytes:
+    """What a node says to a stranger before it closes."""
+    with socket.create_connection(address, timeout=10) as stranger:
+        stranger.sendall(said)
+        got = b""
+        try:
+            while part := stranger.recv(4096):
+                got += part
+        except ConnectionResetError:
+            pass
+        return got
+
+
+async def test_links_speak_only_to_who_has_the_secret(tmp_path: Path) -> None:
+    """As between machines: messages of every QoS cross encrypted links; strangers hear nothing, with TLS or without."""
+    site = ClusterSite(tmp_path)
+    site.link_tls = "always"
+    await site.start()
+    try:
+        got: list[int] = []
+        there = threading.Event()
+        reader = connected(site.nodes[0]["mqtt"], "reader")
+        reader.on_subscribe = lambda *_: there.set()
+        reader.on_message = lambda _c, _u, m: got.append(int(m.payload))
+        reader.subscribe("secret/#", 2)
+        assert there.wait(20)
+        writers = [connected(node["mqtt"], f"writer-{n}") for n, node in enumerate(site.nodes)]
+        for n in range(30):
+            writers[n % 3].publish("secret/x", str(n), qos=n % 3).wait_for_publish(20)
+        await until(lambda: len(got) == 30, 10)
+        for client in (reader, *writers):
+            client.disconnect()
+            client.loop_stop()
+        assert sorted(got) == list(range(30))
+
+        members = ask(site.nodes[0]["admin"], "/api/v1/cluster")["members"]
+        for one in members:
+            host, _, port = one["links"].rpartition(":")
+            address = (host, int(port))
+            greeting = b"ROOSTLNK" + struct.pack("<HHQQQQQ", 1, 1, 1, 0, 1, 0, 0)
+            assert b"ROOST" not in answer(address, greeting + bytes(400))
+            context = ssl.create_default_context()
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            with socket.create_connection(address, timeout=10) as raw, pytest.raises(OSError):
+                with context.wrap_socket(raw) as stranger:
+                    stranger.sendall(greeting)
+                    if not stranger.recv(4096):
+                        raise ConnectionResetError
+    finally:
+        await site.stop()
+
+
+async def test_a_pair_that_is_cut_talks_through_a_third(tmp_path: Path) -> None:
+    """Nobody waits: SUBACKs, publishes of every QoS and new sessions cross a cut that only a third node can see around."""
+    site = ClusterSite(tmp_path)
+    await site.start()
+    try:
+        await site.stand_in_the_rain()
+        got: list[int] = []
+        reader = await asyncio.to_thread(connected, site.nodes[0]["mqtt"], "reader", False)
+        reader.on_message = lambda _c, _u, m: got.append(int(m.payload))
+        granted = threading.Event()
+        reader.on_subscribe = lambda *_: granted.set()
+        site.weather.cut |= both([(site.slots[0], site.slots[1])])
+        await until(lambda: around(site, 0, "n2") == around(site, 1, "n1") == "n3", 10)
+        version = ask(site.nodes[2]["admin"], "/api/v1/cluster")["members_version"]
+        reader.subscribe("across/#", 2)
+        await until(granted.is_set, 10)
+        writers = [await asyncio.to_thread(connected, site.nodes[1]["mqtt"], f"writer-{n}") for n in range(8)]
+        for n in range(48):
+            told = writers[n % 8].publish("across/x", str(n), qos=n % 3)
+            await until(told.is_published, 10)
+        await until(lambda: len(got) == 48, 10)
+        assert sorted(got) == list(range(48))
+        doctor = ask(site.nodes[0]["admin"], "/api/v1/cluster")
+        assert any("goes through n3" in f["what"] for f in doctor["findings"]), doctor["findings"]
+        site.weather.clear()
+        await until(lambda: around(site, 0, "n2") is None and around(site, 1, "n1") is None, 10)
+        assert ask(site.nodes[2]["admin"], "/api/v1/cluster")["members_version"] == version, "nobody was voted out"
+        for client in (reader, *writers):
+            client.disconnect()
+            client.loop_stop()
+    finally:
+        await site.stop()
+
+
+def around(site: ClusterSite, i: int, other: str) -> str | None:
+    """Through whom a node talks to another."""
+    members = ask(site.nodes[i]["admin"], "/api/v1/cluster")["members"]
+    found: str | None = next(m["around"] for m in members if m["node"] == other)
+    return found
+
+
+async def until(true: Callable[[], bool], at_most_s: float) -> None:
+    """Wait for something. The proxies run in this loop: nothing may block it for long."""
+    end = time.monotonic() + at_most_s
+    while not await asyncio.to_thread(true):
+        assert time.monotonic() < end, "it has not happened"
+        await asyncio.sleep(0.02)
