@@ -302,6 +302,15 @@ impl Connection {
         self.send(&Packet::Disconnect(Box::new(Disconnect { reason, properties })));
     }
 
+    /// DISCONNECT that names another server, if there is one to be named [MQTT 5.0, 4.11].
+    pub fn send_elsewhere(&mut self, server: Option<&str>) {
+        if self.version.is_v5() {
+            let fits = server.filter(|s| 8 + s.len() as u32 <= self.packet_out_max);
+            let properties = Properties { server_reference: fits, ..Properties::default() };
+            self.send(&Packet::Disconnect(Box::new(Disconnect { reason: Reason::USE_ANOTHER_SERVER, properties })));
+        }
+    }
+
     /// Appends a PUBLISH; `shared` is the stored form, used for large payloads that many connections get.
     ///
     /// # Errors

@@ -18,7 +18,7 @@ from durability.publishers import Publisher
 from durability.subscribers import Habits, Subscriber
 
 from cluster.site import ClusterSite
-from cluster.test_cluster import ask, connected
+from cluster.test_cluster import ask, connected, roost
 
 pytestmark = [pytest.mark.xdist_group("nats"), pytest.mark.timeout(300)]
 
@@ -151,4 +151,52 @@ async def test_a_plan_is_shown_before_anything_moves(tmp_path: Path) -> None:
         assert {m["partition"] for m in gone["moves"]} == {p for p, owner in enumerate(before) if owner == "n2"}
         assert [p["owner"] for p in ask(admin, "/api/v1/cluster")["partitions"]] == before
     finally:
+        await site.stop()
+
+
+async def test_an_operator_holds_moves_takes_them_back_and_pins(tmp_path: Path) -> None:
+    """Paused, a new node gets nothing; `apply` moves its share; `undo` brings all of it back and it stays."""
+    site = ClusterSite(tmp_path)
+    await site.start()
+    url = ("--admin", f"http://{site.nodes[0]['admin']}")
+    reader = connected(site.nodes[0]["mqtt"], "reader", clean=False)
+    lost: list[object] = []
+    reader.on_disconnect = lambda *_: lost.append(1)
+
+    def owners() -> list[str]:
+        return [p["owner"] for p in ask(site.nodes[0]["admin"], "/api/v1/cluster")["partitions"]]
+
+    try:
+        before = owners()
+        assert "paused" in roost("cluster", "pause", *url).stdout
+        told = roost("cluster", "drain", "n3", "--no-wait", *url)
+        assert told.returncode == 0, told
+        shown = json.loads(roost("cluster", "plan", "--json", *url).stdout)
+        assert {m["partition"] for m in shown["moves"]} == {p for p, owner in enumerate(before) if owner == "n3"}
+        await asyncio.sleep(2)
+        assert owners() == before
+        applied = roost("cluster", "apply", "--moves-at-once", "8", *url)
+        assert applied.returncode == 0, applied
+        assert "n3" not in owners()
+        assert roost("cluster", "undrain", "n3", *url).returncode == 0
+        assert roost("cluster", "apply", *url).returncode == 0
+        assert owners().count("n3") in (21, 22)
+        target = "n1" if owners()[5] != "n1" else "n2"
+        assert roost("cluster", "move", "5", target, *url).returncode == 0
+        assert roost("cluster", "apply", *url).returncode == 0
+        assert owners()[5] == target
+        here = owners()
+        assert roost("cluster", "undo", *url).returncode == 0
+        assert roost("cluster", "apply", *url).returncode == 0
+        assert owners()[5] != target
+        assert sum(a != b for a, b in zip(here, owners(), strict=True)) <= 2
+        assert json.loads(roost("cluster", "unpin", "--json", *url).stdout)["pins"] == {}
+        refused = roost("cluster", "move", "64", "n1", *url)
+        assert "no partition 64" in refused.stderr, refused
+        assert "no member" in roost("cluster", "move", "1", "n9", *url).stderr
+        assert lost == []
+    finally:
+        reader.on_disconnect = None
+        reader.disconnect()
+        reader.loop_stop()
         await site.stop()

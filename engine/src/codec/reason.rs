@@ -67,6 +67,8 @@ impl Reason {
     pub const RETAIN_NOT_SUPPORTED: Self = Self(0x9A);
     /// QoS not supported.
     pub const QOS_NOT_SUPPORTED: Self = Self(0x9B);
+    /// The client may come back, but to another server.
+    pub const USE_ANOTHER_SERVER: Self = Self(0x9C);
     /// Maximum connect time.
     pub const MAXIMUM_CONNECT_TIME: Self = Self(0xA0);
 

@@ -5,6 +5,7 @@ use crate::codec::{Disconnect, Reason};
 use crate::connection::Stage;
 use crate::net::Read;
 use crate::partition::{Ending, Input};
+use crate::ring::Ring;
 use crate::stats::{Counter, Gauge};
 
 /// A closed socket is read for so long, so that a client can still read why it was closed.
@@ -19,6 +20,32 @@ impl Lane {
             c.send_disconnect(reason, text);
         }
         self.end(key, text, Some(reason), "broker");
+    }
+
+    /// Sends clients to other nodes, this lane's part of `count`: first those whose sessions are elsewhere. Sessions stay, and
+    /// nobody is declared dead.
+    pub(super) fn shed(&mut self, count: u32, servers: &[(u16, String)]) {
+        let lanes = u32::from(self.shared.ring.lanes());
+        let is_first = |rest: u32| self.shared.ring.here(self.number).is_some_and(|lane| lane < rest as usize);
+        let mut left = count / lanes + u32::from(is_first(count % lanes));
+        let here = Ring::slot(self.number);
+        for is_last_choice in [false, true] {
+            let ring = &self.shared.ring;
+            let open = self.connections.iter().filter(|(_, c)| c.stage == Stage::Open);
+            let placed = open.map(|(key, c)| (key, Ring::slot(ring.home(ring.partition(&c.client_id)))));
+            let fits = placed.filter(|(_, slot)| (*slot == here) == is_last_choice);
+            let found: Vec<(usize, u16)> = fits.take(left as usize).collect();
+            for (key, slot) in found {
+                left -= 1;
+                let server =
+                    servers.iter().find(|(s, _)| *s == slot).or_else(|| servers.get(key % servers.len().max(1)));
+                if let Some(c) = self.connections.get_mut(key) {
+                    c.ending.will = false;
+                    c.send_elsewhere(server.map(|(_, address)| address.as_str()));
+                }
+                self.end(key, "sent to another node", Some(Reason::USE_ANOTHER_SERVER), "broker");
+            }
+        }
     }
 
     /// The network or the peer broke the connection.

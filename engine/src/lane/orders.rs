@@ -47,6 +47,7 @@ impl Lane {
                 self.on_table(version, &owners);
             }
             Order::Move { partition, slot } => self.begin_move(partition, slot),
+            Order::Shed { count, servers } => self.shed(count, &servers),
             Order::Stop { grace_ms } => self.begin_stop(grace_ms),
             Order::End => self.ended = true,
             _ => {}

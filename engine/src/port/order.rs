@@ -105,6 +105,12 @@ pub enum Order {
     Bind {
         slots: Vec<u16>,
     },
+    /// So many connections shall go to other nodes: those whose sessions are elsewhere first. `servers`: addresses by slot.
+    Shed {
+        count: u32,
+        #[serde(default)]
+        servers: Vec<(u16, String)>,
+    },
     Stop {
         #[serde(default)]
         grace_ms: u64,

@@ -1,8 +1,8 @@
 """What operators want of planned moves, and how a change is taken back: values made from values.
 
 A *pin* holds a partition on a node, or brings it there, before quotas are looked at. A change is taken back by pins:
-what it has moved goes to who had it before, and stays until it is unpinned. So an undo can be undone, and nothing that
-was taken back is moved again behind the operator's back.
+what it has moved goes to who had it before, and everything stays until it is unpinned. So an undo can be undone, and
+nothing is moved again behind the operator's back.
 
 Source: 30-cluster section 6 (`apply`, stoppable and resumable at every step).
 """
@@ -48,8 +48,8 @@ def noted(wishes: Wishes, before: PartitionTable, after: PartitionTable, members
     return replace(wishes, last=last, cause=cause)
 
 
-def undone(wishes: Wishes, members: Members) -> Wishes:
-    """Everything that the last change has moved goes back to who had it, if that is still a member."""
-    able = {m.node for m in members.nodes if not m.draining}
-    back = {p: node for p, node in wishes.last.items() if node is not None and node in able}
-    return pinned(wishes, back)
+def undone(wishes: Wishes, table: PartitionTable) -> Wishes:
+    """Everything that the last change has moved goes back; all else stays, or balance would fill the gap."""
+    stays = {PartitionId(p): a.target or a.owner for p, a in enumerate(table.partitions)}
+    pins = {p: node for p, node in {**stays, **wishes.last}.items() if node is not None}
+    return pinned(wishes, pins)

@@ -194,6 +194,12 @@ class Cluster:
             self._wishes_revision = await self._there().replace("wishes", value, self._wishes_revision)
             self.wishes = made
 
+    def shed(self, count: int, to: set[NodeId]) -> None:
+        """Send some clients of this node to others, whose addresses they are told."""
+        reachable = (m for m in self.members.nodes if m.node in to and not m.mqtt.startswith(("0.0.0.0:", "[::]:")))
+        servers = [[m.slot, m.mqtt] for m in reachable if m.mqtt]
+        self._submit({"do": "shed", "count": count, "servers": servers})
+
     def acts(self) -> bool:
         """Does this node act for all at this moment, as far as it knows?"""
         silent = set(self._report.silent) if self._report is not None else set()

@@ -39,6 +39,14 @@ class Wish(BaseModel):
     weight: float | None = Field(default=None, gt=0)
 
 
+class ShedWish(BaseModel):
+    """Connections that shall go elsewhere."""
+
+    count: int = Field(ge=1)
+    to: list[str] = []
+    """Nodes that clients of MQTT 5 are told of: the owner of their session if it is among them."""
+
+
 class MoveWish(BaseModel):
     """What is wanted of planned moves; null leaves it as it is."""
 
@@ -49,7 +57,7 @@ class MoveWish(BaseModel):
     unpin: bool = False
     """All pins go, before those of `pin` come."""
     undo: bool = False
-    """What the last change has moved goes back, and is pinned there."""
+    """What the last change has moved goes back, and all is pinned where it then is."""
 
 
 def wished(cluster: Cluster, wish: MoveWish, old: Wishes) -> Wishes:
@@ -60,7 +68,7 @@ def wished(cluster: Cluster, wish: MoveWish, old: Wishes) -> Wishes:
         if cluster.members.find(NodeId(node)) is None:
             raise HTTPException(404, f"`{node}` is no member of this cluster")
     made = unpinned(old) if wish.unpin else old
-    made = undone(made, cluster.members) if wish.undo else made
+    made = undone(made, cluster.table) if wish.undo and cluster.table is not None else made
     made = pinned(made, {PartitionId(p): NodeId(node) for p, node in wish.pin.items()})
     return replace(
         made,
@@ -133,6 +141,12 @@ def add_routes(app: FastAPI, node: Node) -> None:
     async def wishes() -> dict[str, Any]:
         """What is wanted of planned moves."""
         return wishes_told(await there().read_wishes())
+
+    @app.post("/api/v1/cluster/shed")
+    async def shed(wish: ShedWish) -> dict[str, Any]:
+        """Send some of this node's clients to other nodes; their sessions stay."""
+        there().shed(wish.count, {NodeId(n) for n in wish.to})
+        return {"count": wish.count}
 
     @app.get("/api/v1/cluster/why")
     async def why(client: str = Query()) -> dict[str, Any]:

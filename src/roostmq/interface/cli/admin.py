@@ -56,6 +56,7 @@ def _open(base: str, path: str, body: bytes | None, at_most_s: float) -> dict[st
 def _text(error: urllib.error.HTTPError) -> str:
     with error:
         try:
-            return str(json.load(error)["error"])
+            told = json.load(error)
+            return str(told["error"] if "error" in told else told["detail"])
         except (ValueError, KeyError, TypeError, OSError):
             return f"{error.code} {error.reason}"

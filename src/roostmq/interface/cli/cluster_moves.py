@@ -17,7 +17,7 @@ TEXTS = {
     "apply": "let moves go on, with progress, until everything is where it should be",
     "pause": "no further move begins; those under way end",
     "resume": "moves may begin again",
-    "undo": "take the last change back: what it has moved goes to who had it before, and is pinned there",
+    "undo": "take the last change back: what it has moved goes to who had it before, and all is pinned",
     "move": "bring one partition to a node, and pin it there",
     "unpin": "forget all pins: balance decides again",
     "drain": "move everything away from a node, so that it can be stopped",
@@ -91,8 +91,9 @@ def _change(o: argparse.Namespace) -> int:
     if o.json:
         print(json.dumps(told))
     else:
-        after = {"drain": "owns nothing any more and can be stopped", "undrain": "gets its share again"}
-        print(f"{o.node} {after.get(o.what, f'has weight {o.weight:g} now: see `roost cluster members`')}")
+        draining = "is being emptied" if getattr(o, "no_wait", False) else "owns nothing and can be stopped"
+        after = {"drain": draining, "undrain": "gets its share again"}
+        print(f"{o.node} {after.get(o.what) or f'has weight {o.weight:g} now: see `roost cluster members`'}")
     return 0
 
 
@@ -126,6 +127,8 @@ def _wish(o: argparse.Namespace) -> int:
         print(json.dumps(told))
         return 0
     pins = ", ".join(f"{p} > {node}" for p, node in sorted(told["pins"].items(), key=lambda i: int(i[0]))) or "none"
+    if o.what == "undo":
+        pins = f"all {len(told['pins'])} partitions"
     print(f"moves are paused: `roost cluster resume`; pins: {pins}" if told["paused"] else f"pins: {pins}")
     if o.what in ("undo", "move") and not told["paused"]:
         print("they move now: `roost cluster apply` shows how far they are; `roost cluster unpin` lets balance decide")
