@@ -6,7 +6,7 @@ JOBS ?= 4
 export CARGO_TERM_COLOR ?= never
 RUST_SOURCES := $(shell find engine engine-nats load binding -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock
 
-.PHONY: run test check build test-rust test-python hostile chaos chaos-cluster power-cluster cluster mutations bench bench-quick bench-durable profile fuzz coverage wheel clean
+.PHONY: run test check build test-rust test-python hostile chaos chaos-cluster chaos-moves power-cluster cluster mutations bench bench-quick bench-durable profile fuzz coverage wheel clean
 
 run: build
 	.venv/bin/roost run
@@ -63,6 +63,10 @@ SEED ?= 1
 chaos-cluster: build
 	cd tests && ../$(PY) -m cluster.chaos --seconds 1800 --servers 3 --rate 80 --seed $(SEED) \
 		--faults "kill,hang,server,machine,all servers,blackout,grow,drain,restart,cut pair,cut way,cut off,slow" --report ../target/chaos-$(SEED).txt
+
+# A node dies at each step of a planned move, one after another.
+chaos-moves: build
+	cd tests && ../$(PY) -m cluster.chaos --steps --servers 3 --rate 150 --seed $(SEED)
 
 # The power goes for everything, and what NATS had not synced is gone with it (needs strace).
 power-cluster: build

@@ -13,6 +13,7 @@ pub mod access;
 pub mod channel;
 pub mod codec;
 pub mod connection;
+mod fatal;
 pub mod inflight;
 pub mod interest;
 pub mod lane;

@@ -34,6 +34,23 @@ from cluster.site import ClusterSite
 from cluster.weather import both
 
 SETTLE_S = 60.0
+STEPS = (
+    "controller has announced",
+    "owner begins",
+    "peer is asked",
+    "peer holds",
+    "owner seals",
+    "owner has sealed",
+    "target unpacks",
+    "target has it",
+    "target decides",
+    "target is named",
+    "target owns",
+    "target has fenced",
+    "target speaks",
+    "peer goes on",
+)
+"""Where somebody dies in a planned move, in their order (`engine/src/lane/moving.rs`)."""
 
 
 @dataclass
@@ -126,7 +143,9 @@ class Run:
         }
         self.book.checked[f"fault: {what}"] += 1
         print(f"{time.monotonic() - self.book.start:7.1f} s  {what}", flush=True)
-        if what != "none":
+        if what.startswith("die: "):
+            await self.die(what.removeprefix("die: "))
+        elif what != "none":
             await faults[what]()
 
     def victim(self) -> int:
@@ -249,6 +268,31 @@ class Run:
         """A node is told to stop, and starts again."""
         await self.site.restart_node(self.victim())
 
+    async def die(self, step: str) -> None:
+        """A node dies at a step of a planned move, in the part that it has in it; it comes back, and the move has ended."""
+        i = self.victim()
+        if step.startswith("controller"):
+            slots = await asyncio.to_thread(self.site.slots_now)
+            i = min(range(self.plan.nodes), key=lambda n: slots[n])
+        self.site.kill_node(i)
+        self.site.note()
+        self.site.spawn_node(i, ROOST_DIE_AT=step)
+        deadline = time.monotonic() + SETTLE_S
+        pinned = 0.0
+        while self.site.own[i].poll() is None:
+            if time.monotonic() > deadline:
+                raise BrokerFailed(f"n{i + 1} has not died where `{step}` is: {self.site.log[-3000:]}")
+            await asyncio.sleep(0.1)
+            if time.monotonic() > pinned + 2:
+                pinned = time.monotonic()
+                await asyncio.to_thread(self.site.move_some, i, step.split()[0])
+        self.book.checked[f"died: {step}"] += 1
+        self.site.note()
+        await asyncio.sleep(self.rng.choice((0.0, 0.5, 3.0)))
+        await self.site.start_node(i)
+        await self.site.until_served(SETTLE_S)
+        await asyncio.to_thread(self.site.unpin)
+
     # ---- the end of the run
 
     async def settle(self) -> None:
@@ -348,9 +392,16 @@ def main() -> int:
         help="of: kill, hang, server, machine, all servers, blackout, power, cut pair, cut way, cut off, slow, grow, drain, restart",
     )
     parser.add_argument("--sync", default="", help="sync_interval of NATS, with the weaker class of acknowledgement")
+    parser.add_argument(
+        "--story", default="", help="these faults in this order, instead of those that the seed chooses"
+    )
+    parser.add_argument(
+        "--steps", action="store_true", help="a node dies at each step of a planned move, one after another"
+    )
     parser.add_argument("--report", type=Path, help="write the verdict here too")
     a = parser.parse_args()
     plan = Plan(a.seed, a.seconds, a.nodes, a.servers, a.rate, tuple(f.strip() for f in a.faults.split(",")))
+    plan.story = tuple(f"die: {s}" for s in STEPS) if a.steps else tuple(f.strip() for f in a.story.split(",") if f)
     plan.sync = a.sync
     folder = Path(tempfile.mkdtemp(prefix="roost-chaos-"))
     result = asyncio.run(run(plan, folder))

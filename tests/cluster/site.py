@@ -7,6 +7,7 @@ it behind any door: `address` is another living node each time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -140,8 +141,8 @@ class ClusterSite(Site):
         else:
             os.kill(self.pids[i], number)
 
-    async def start_node(self, i: int) -> float:
-        """Start a killed node again; seconds until it says `ready`."""
+    def spawn_node(self, i: int, **environment: str) -> Path:
+        """Start a killed node again, perhaps with more in its environment; where it says `ready`."""
         out = self.folder / f"n{i + 1}-{time.monotonic_ns()}"
         with out.open("wb") as stdout, (self.data / f"n{i + 1}.err").open("ab") as stderr:
             process = subprocess.Popen(
@@ -149,8 +150,15 @@ class ClusterSite(Site):
                 stdout=stdout,
                 stderr=stderr,
                 preexec_fn=end_with_parent,
+                env=os.environ | environment,
             )
         self.own[i] = process
+        return out
+
+    async def start_node(self, i: int) -> float:
+        """Start a killed node again; seconds until it says `ready`."""
+        out = self.spawn_node(i)
+        process = self.own[i]
         begun = time.monotonic()
         while "ready\n" not in out.read_text():
             if process.poll() is not None or time.monotonic() > begun + READY_S:
@@ -176,6 +184,35 @@ class ClusterSite(Site):
     def _members(self) -> dict[str, Any]:
         with urllib.request.urlopen(f"http://{self.nodes[0]['admin']}/api/v1/cluster", timeout=10) as answer:
             return {m["node"]: m for m in json.load(answer)["members"]}
+
+    def slots_now(self) -> list[int]:
+        """By node."""
+        told = self._members()
+        return [told[n["id"]]["slot"] for n in self.nodes]
+
+    def move_some(self, i: int, role: str) -> None:
+        """Begin moves in which a node is owner, target or neither, if it can be asked for now."""
+        names = [n["id"] for n in self.nodes]
+        door = self.nodes[(i + 1) % len(names)]["admin"]
+        with contextlib.suppress(OSError, ValueError):
+            with urllib.request.urlopen(f"http://{door}/api/v1/cluster", timeout=5) as answer:
+                rows = json.load(answer)["partitions"]
+            if any(r["state"] != "serving" for r in rows):
+                return
+            others = [n for n in names if n != names[i]]
+            source, target = {"owner": (names[i], others[0]), "target": (others[0], names[i])}.get(role, tuple(others))
+            mine = [r["partition"] for r in rows if r["owner"] == source]
+            self._wish(door, pin=dict.fromkeys(self.rng.sample(mine, min(4, len(mine))), target))
+
+    def unpin(self) -> None:
+        """Balance decides again."""
+        self._wish(self.nodes[0]["admin"], unpin=True)
+
+    def _wish(self, door: str, **wish: Any) -> None:
+        head = {"Content-Type": "application/json"}
+        url = f"http://{door}/api/v1/cluster/moves"
+        with urllib.request.urlopen(urllib.request.Request(url, json.dumps(wish).encode(), head), timeout=10):
+            pass
 
     # ---- change
 

@@ -23,7 +23,7 @@ PYTHON_FLOORS = [
     {"testing", "interface", "__main__"},
 ]
 RUST_FLOORS = [
-    {"limits", "settings", "timers", "channel", "ring"},
+    {"limits", "settings", "timers", "channel", "ring", "fatal"},
     {"topic", "stats"},
     {"codec", "message", "access", "net"},
     {"tree", "retained", "queue", "inflight", "interest", "outbox"},

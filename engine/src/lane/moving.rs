@@ -20,6 +20,7 @@ use super::relay::ToSession;
 use super::{Lane, LaneMessage};
 use crate::channel::ConnectionId;
 use crate::connection::Away;
+use crate::fatal::die_at;
 use crate::interest::Wanted;
 use crate::log::{Anchor, Fence};
 use crate::partition::{Effects, Ending, Input, Partition};
@@ -101,6 +102,7 @@ impl Lane {
         let wanted = Wanted::of(self.shared.ring.key(), filters.iter().map(String::as_str));
         self.hold_for(partition, epoch, self.number, wanted);
         others.iter().for_each(|place| self.send(*place, LaneMessage::Halt { partition, epoch }));
+        die_at("owner begins");
         let leaving = Leaving { to, epoch, since_ms: self.now_ms, missing: others, parts: None, told: false };
         if let Some(fleet) = &mut self.fleet {
             fleet.leaving.insert(partition, leaving);
@@ -140,6 +142,7 @@ impl Lane {
         let (to, epoch, waited) = (leaving.to, leaving.epoch, self.now_ms.saturating_sub(leaving.since_ms));
         let (sealed, told, missing) = (leaving.parts.is_some(), leaving.told, leaving.missing.first().copied());
         if sealed {
+            die_at("owner has sealed");
             if !told && (waited > SEALED_MS || !self.reaches(to)) {
                 self.fleet.iter_mut().filter_map(|f| f.leaving.get_mut(&partition)).for_each(|l| l.told = true);
                 self.say_failed(partition, epoch, "its target has not taken it");
@@ -147,6 +150,7 @@ impl Lane {
             return self.send_parts(partition);
         }
         if missing.is_none() && self.is_at_rest(partition) {
+            die_at("owner seals");
             return self.seal(partition);
         }
         if waited > HALT_MS || !self.reaches(to) {
@@ -269,6 +273,7 @@ impl Lane {
         let Some(anchor) = anchor else { return };
         let is_owned = fleet.owners.get(usize::from(partition)).is_some_and(|o| o.epoch == epoch);
         let (_, bytes) = fleet.luggage.remove(&partition).unwrap_or_default();
+        die_at("target unpacks");
         if !is_owned {
             return; // late: the table has decided meanwhile
         }
@@ -282,6 +287,7 @@ impl Lane {
                 let told = json!({"event": "carried", "partition": partition, "epoch": epoch, "sessions": sessions,
                     "bytes": bytes});
                 self.shared.events.push(told);
+                die_at("target has it");
             }
             Err(why) => self.say_failed(partition, epoch, &why),
         }
@@ -300,6 +306,7 @@ impl Lane {
         let Some(fleet) = &mut self.fleet else { return false };
         let Some(sealed) = fleet.sealed.get(&partition).filter(|s| s.epoch + 1 == epoch) else { return false };
         let known = sealed.anchor;
+        die_at("target owns");
         fleet.taking.insert(partition, super::owners::Taking { epoch, replay: None, version: 0 });
         match self.shared.cluster_log.get() {
             Some(log) => log.fence(Fence { partition, epoch, known, at_least: known.at, served: known.epoch }),
@@ -312,6 +319,7 @@ impl Lane {
     pub(super) fn on_fenced_sealed(&mut self, partition: u16, epoch: u32, next: u64) -> bool {
         let Some(fleet) = &self.fleet else { return false };
         let Some(sealed) = fleet.sealed.get(&partition).filter(|s| s.epoch + 1 == epoch) else { return false };
+        die_at("target has fenced");
         if sealed.partition.journal().last() == next {
             self.settle_in(partition, epoch);
         } else {
@@ -340,6 +348,7 @@ impl Lane {
         let gone: Vec<u16> = (0..self.shared.ring.places()).filter(|p| !self.reaches(*p)).collect();
         self.detach_in(partition, &|place| gone.contains(&place));
         self.speak_for(partition, epoch, true);
+        die_at("target speaks");
     }
 
     /// Channels that lead to such places lead nowhere.
@@ -384,6 +393,7 @@ impl Lane {
         if known != Some(&(epoch, from)) {
             return; // it is called off after a while
         }
+        die_at("peer is asked");
         let wanted = self.interest.snapshot(from..from + 1);
         self.hold_for(partition, epoch, from, wanted);
         self.send(from, LaneMessage::Halted { partition, epoch });
@@ -452,10 +462,12 @@ impl Lane {
             return carried;
         };
         if carried {
+            die_at("peer holds");
             let pause_ms = self.shared.clock.now_ms().saturating_sub(halt.since_ms);
             let told = json!({"event": "moved", "partition": partition, "epoch": epoch, "pause_ms": pause_ms});
             self.shared.events.push(told);
             self.release(halt);
+            die_at("peer goes on");
         } else {
             self.orphan(&[partition]);
         }

@@ -20,7 +20,18 @@ from roostmq.adapters.join_token import JoinToken
 from roostmq.config import Cluster as Options
 from roostmq.engine import Event
 from roostmq.errors import PlacementError, StaleError, StoreError, UnavailableError
-from roostmq.model import Epoch, LogRef, Member, Members, NodeId, PartitionId, PartitionTable, Version, Wishes
+from roostmq.model import (
+    Epoch,
+    LogRef,
+    Member,
+    Members,
+    NodeId,
+    PartitionId,
+    PartitionState,
+    PartitionTable,
+    Version,
+    Wishes,
+)
 from roostmq.policy import members as votes
 from roostmq.policy.epochs import serving
 from roostmq.policy.failover import disown, has_returned, next_table
@@ -28,7 +39,7 @@ from roostmq.policy.members import Beat, Report
 from roostmq.policy.ring import build_ring
 from roostmq.policy.wishes import noted
 from roostmq.runtime.lease import ALIVE_S, Lease
-from roostmq.runtime.moves import Moves
+from roostmq.runtime.moves import Moves, die_at
 from roostmq.runtime.prepare import access_of, engine_settings, read_meta, take_slot
 from roostmq.runtime.sys_topics import cluster_topics
 from roostmq.store import codec
@@ -466,6 +477,11 @@ class Cluster:
         self._table_revision = await self._there().replace("table", value, self._table_revision)
         if self.table is not None:
             pairs = zip(self.table.partitions, made.partitions, strict=True)
+            for a, b in zip(self.table.partitions, made.partitions, strict=True):
+                if b.state is PartitionState.MOVING and a.state is not PartitionState.MOVING:
+                    die_at("controller has announced")
+                elif a.state is PartitionState.MOVING and b.owner == self.node != a.owner:
+                    die_at("target is named")
             moved = [f"{p}: {a.owner} > {b.owner}" for p, (a, b) in enumerate(pairs) if a.epoch != b.epoch]
             if moved:
                 self.log.info("table", version=made.version, moved=", ".join(moved))

@@ -8,6 +8,7 @@ Source: 30-cluster section 6, record 0011.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from roostmq.model import Assignment, Epoch, Members, NodeId, PartitionId, Parti
 from roostmq.policy.epochs import call_off, give_back, own, renew
 
 REMEMBERED = 256
+DIE_AT = os.environ.get("ROOST_DIE_AT")
+"""Where a test lets this process die: a step of a move (engine/src/fatal.rs has the engine's)."""
 AGAIN_S = 30.0
 """An order whose outcome was never told is given again after this."""
 
@@ -79,6 +82,7 @@ class Moves:
         for partition, epoch in list(self._carried.items()):
             a = table.partitions[partition]
             if _is_moving(a, epoch) and a.target == self.node:
+                die_at("target decides")
                 return own(table, PartitionId(partition))
             del self._carried[partition]
         for partition, failed in list(self._failed.items()):
@@ -94,6 +98,12 @@ class Moves:
                 return renew(table, PartitionId(partition), Epoch(epoch))
             del self._stale[partition]
         return table
+
+
+def die_at(step: str) -> None:
+    """The process ends here, as by `kill -9`, if this is the step that was named."""
+    if step == DIE_AT:
+        os.abort()
 
 
 def _is_moving(a: Assignment, epoch: int) -> bool:
