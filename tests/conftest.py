@@ -22,7 +22,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from spread import Apart, Nodes
+from mover import Mover
+from spread import Apart, Moving, Nodes
 from wire import CONNACK, Client, Closed
 
 START_S = 20
@@ -39,6 +40,7 @@ class Running:
     data: str | None = None
     others: list[Running] = field(default_factory=list)
     """Further nodes of the same cluster."""
+    mover: Mover | None = None
     doors: Iterator[int] = field(default_factory=itertools.count)
     threads: list[threading.Thread] = field(default_factory=list)
 
@@ -59,6 +61,8 @@ class Running:
 
     def stop(self) -> int:
         """SIGTERM; the exit code."""
+        if self.mover is not None:
+            self.mover.stop()
         codes = [other.stop() for other in self.others]
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
@@ -87,10 +91,19 @@ def start_as(lanes: int, args: list[str], env: dict[str, str] | None = None) -> 
     ]
     all_of = {"key": secrets.token_hex(16), "partitions": len(owners), "orders": orders}
     site = [{"slot": m["slot"], "incarnation": 1, "links": m["address"]} for m in members]
-    made = [start(args, env, more=all_of | {"cluster": s}) for s in site]
-    made[0].others = made[1:]
+    mover = Mover(len(owners), len(members)) if isinstance(lanes, Moving) else None
+    if mover is not None:
+        all_of["control"] = mover.path
+    made = []
+    for one in site:
+        made.append(start(args, env, more=all_of | {"cluster": one}))
+        if mover is not None:
+            mover.take()
+    made[0].others, made[0].mover = made[1:], mover
     try:
         until_joined(made[0])
+        if mover is not None:
+            mover.begin()
     except BaseException:
         made[0].stop()
         raise
@@ -153,7 +166,11 @@ def start(
     return running
 
 
-@pytest.fixture(scope="session", params=[1, 3, Apart(3), Nodes(1)], ids=["one-lane", "three-lanes", "apart", "nodes"])
+@pytest.fixture(
+    scope="session",
+    params=[1, 3, Apart(3), Nodes(1), Moving(1)],
+    ids=["one-lane", "three-lanes", "apart", "nodes", "moving"],
+)
 def lanes(request: pytest.FixtureRequest) -> int:
     """Everything runs with one lane and with several, protocol scenarios also spread over lanes and nodes."""
     return request.param  # type: ignore[no-any-return]
@@ -164,8 +181,12 @@ def shared_broker(lanes: int) -> Iterator[Running]:
     running = start_as(lanes, ["--port", "0", "--no-admin", "--lanes", str(int(lanes))])
     yield running
     assert running.process.poll() is None, f"the broker died: {running.log[-20:]}"
+    mover = running.mover
     assert running.stop() == 0
     assert not [line for line in running.log if "a lane has failed" in line]
+    if mover is not None:
+        assert mover.failed == []
+        assert mover.moved > 100
 
 
 @pytest.fixture
