@@ -178,7 +178,7 @@ impl Lane {
         let ring = self.shared.ring.clone();
         let lost = |c: &Connection| c.session.uid != 0 && partitions.contains(&c.session.partition);
         let asks = |c: &Connection| c.stage == Stage::Attaching && partitions.contains(&ring.partition(&c.client_id));
-        let joining: Vec<ConnectionId> = self.joining(partitions);
+        let joining: Vec<ConnectionId> = self.joining(&|p| partitions.contains(&p));
         let keys = |l: &Self, f: &dyn Fn(&Connection) -> bool| -> Vec<usize> {
             l.connections.iter().filter(|(_, c)| f(c)).map(|(key, _)| key).collect()
         };

@@ -76,7 +76,9 @@ impl Lane {
         }
         self.break_halts(&|p, _, epoch| owners.get(usize::from(p)).is_some_and(|o| o.epoch > epoch + 1));
         let lost: Vec<u16> = numbers.into_iter().filter(|p| !self.is_halted(*p)).collect();
-        self.orphan(&lost);
+        if !lost.is_empty() {
+            self.orphan(&lost);
+        }
         for (p, owner) in changed {
             let mine = owner.slot == Some(Ring::slot(self.number)) && self.is_lane_of(p);
             if mine {

@@ -18,8 +18,8 @@ impl Lane {
     pub(super) fn on_peer_restarted(&mut self, peer: u16) {
         let owed = self.connections.iter().filter(|(_, c)| !c.owed.is_empty()).map(|(key, _)| key);
         let mut waiting: Vec<ConnectionId> = owed.map(|key| self.id_of(key)).collect();
-        waiting.extend(self.joining(&[]));
         let home = |partition| self.shared.ring.home(partition) == peer;
+        waiting.extend(self.joining(&home));
         let away = self.connections.iter().filter(|(_, c)| c.session.uid != 0 && home(c.session.partition));
         let away: Vec<usize> = away.map(|(key, _)| key).collect();
         waiting.extend(away.into_iter().map(|key| self.id_of(key)));

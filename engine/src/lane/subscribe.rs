@@ -60,6 +60,7 @@ pub(super) struct Asked {
     version: u64,
     /// Groups that have not answered.
     joins: u32,
+    groups: SmallVec<[u16; 2]>,
     /// The records of it are safe.
     safe: bool,
     /// UNSUBACK is due, not SUBACK.
@@ -129,6 +130,7 @@ impl Lane {
             replays: Vec::new(),
             version: 0,
             joins: 0,
+            groups: SmallVec::new(),
             safe: true,
             gone,
         };
@@ -209,11 +211,11 @@ impl Lane {
         let Some(partition) = self.partition(session.partition) else { return };
         let granted = partition.subscribe(now_ms, session, &Ask { filter, subscription }, &mut effects);
         self.wait_for = None;
-        let joins = effects.iter().filter(|e| matches!(e, crate::partition::Effect::GroupJoin { .. })).count();
-        asked.joins += u32::try_from(joins).unwrap_or(0);
         for effect in &mut effects {
             if let crate::partition::Effect::GroupJoin { group, member, .. } = effect {
                 let (group, member) = (std::mem::take(group), member.clone());
+                asked.joins += 1;
+                asked.groups.push(self.shared.ring.partition(&group));
                 self.ask_to_join(group, member, false, Some(question));
             }
         }
@@ -286,9 +288,8 @@ impl Lane {
         self.step(partition, Input::GroupJoin { group, member, again }, None);
         let filter = group.split_once('/').map_or(group, |(_, f)| f);
         // the group may be older than this member and its filter still unconfirmed
-        let mut version = self.interest.add(filter);
+        let version = self.interest.add(filter).max(self.wait_for.take());
         self.interest.remove(filter);
-        version = version.max(self.wait_for.take());
         let Some(question) = question else { return };
         match version {
             Some(version) => self.joins.push((version, question)),
@@ -312,9 +313,9 @@ impl Lane {
     }
 
     /// Whose SUBACK waits for a group to answer, or for a session of these partitions.
-    pub(super) fn joining(&self, partitions: &[u16]) -> Vec<ConnectionId> {
-        let waits = |a: &Asked| a.joins > 0 || partitions.contains(&a.session.partition);
-        self.questions.iter().filter(|(_, a)| waits(a)).map(|(_, a)| a.connection).collect()
+    pub(super) fn joining(&self, is_one: &dyn Fn(u16) -> bool) -> Vec<ConnectionId> {
+        let waits = |a: &&Asked| is_one(a.session.partition) || (a.joins > 0 && a.groups.iter().any(|p| is_one(*p)));
+        self.questions.iter().map(|(_, a)| a).filter(waits).map(|a| a.connection).collect()
     }
 
     /// The lane will not send its part of any retained messages; who waited for them.
