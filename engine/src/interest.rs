@@ -74,6 +74,14 @@ impl Wanted {
         wanted
     }
 
+    /// What its place wants more, until somebody else speaks for it.
+    pub fn learn(&mut self, delta: &Delta) {
+        for (_, filter) in delta.wild.iter().filter(|(add, _)| *add) {
+            self.wild.insert(filter, Peer(0));
+        }
+        self.exact.extend(delta.exact.iter().filter(|(add, _)| *add).map(|(_, print)| *print));
+    }
+
     /// Was the topic wanted?
     #[must_use]
     pub fn has(&self, topic: &str) -> bool {

@@ -13,7 +13,7 @@ use super::exchange::Meant;
 use super::{Flow, Lane, LaneMessage};
 use crate::channel::{Outcome, Token};
 use crate::codec::QoS;
-use crate::interest::Wanted;
+use crate::interest::{Delta, Wanted};
 use crate::message::{Inbound, Stored};
 use crate::partition::Effect;
 use crate::ring::Ring;
@@ -158,6 +158,15 @@ impl Lane {
             let behind = under_way.map(|(ask, _)| *ask).collect();
             fleet.frozen.push(Frozen { wanted, waiting, behind, planned: false });
         }
+    }
+
+    /// Who had a partition when it was frozen may have granted more since, before it gave it away.
+    pub(super) fn learn_frozen(&mut self, from: u16, delta: &Delta) {
+        let Some(fleet) = &mut self.fleet else { return };
+        let known = &fleet.known;
+        let is_its = |p: &u16| known.get(usize::from(*p)).is_some_and(|(_, place)| *place == from);
+        let concerned = fleet.frozen.iter_mut().filter(|f| f.waiting.keys().any(is_its));
+        concerned.filter_map(|f| f.wanted.as_mut()).for_each(|wanted| wanted.learn(delta));
     }
 
     /// This lane has the partition no more: until another one speaks for it, what its sessions wanted waits.

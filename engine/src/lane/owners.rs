@@ -257,6 +257,7 @@ impl Lane {
     }
 
     fn apply_interest(&mut self, from: u16, delta: &Delta) {
+        self.learn_frozen(from, delta);
         self.interest.apply(from, delta);
         for served in &delta.serves {
             self.speaks(served.partition, served.epoch, from, served.carried);
