@@ -56,6 +56,8 @@ pub(super) struct Fleet {
     pub parked: Vec<Parked>,
     /// Deltas that name a table which is not in force here yet, by their senders.
     pub early: HashMap<u16, VecDeque<Delta>>,
+    /// Places whose interest is applied and not confirmed yet: up to which question of ours it waits, and the version.
+    pub unconfirmed: BTreeMap<u16, (u64, u64)>,
     /// Connections whose acknowledgements wait for a majority.
     pub unsettled: BTreeSet<u32>,
     pub queries: Vec<Query>,
@@ -164,6 +166,7 @@ impl Lane {
             self.gather_without(place);
             if let Some(fleet) = &mut self.fleet {
                 fleet.early.remove(&place);
+                fleet.unconfirmed.remove(&place);
                 fleet.parked.retain(|p| p.attach.connection.lane != place);
             }
         }

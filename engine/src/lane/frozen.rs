@@ -169,6 +169,39 @@ impl Lane {
         concerned.filter_map(|f| f.wanted.as_mut()).for_each(|wanted| wanted.learn(delta));
     }
 
+    /// A retained copy waits here that a place is told to want only now: it would miss the live message, and ask for the
+    /// retained one before that has come. True: it is confirmed when the copy has gone to its keeper.
+    pub(super) fn holds_confirmation(&mut self, from: u16, delta: &Delta) -> bool {
+        let key = self.shared.ring.key();
+        let Some(fleet) = &mut self.fleet else { return false };
+        if let Some((_, version)) = fleet.unconfirmed.get_mut(&from) {
+            *version = delta.version;
+            return true;
+        }
+        let mut kept = fleet.pending.values().filter(|p| p.retain).peekable();
+        if kept.peek().is_none() {
+            return false;
+        }
+        let mut wanted = Wanted::of(key, std::iter::empty());
+        wanted.learn(delta);
+        let holds = kept.any(|p| wanted.has(p.message.view().topic));
+        if holds {
+            fleet.unconfirmed.insert(from, (fleet.asks, delta.version));
+        }
+        holds
+    }
+
+    /// What is not held any more is confirmed.
+    pub(super) fn confirm_late(&mut self) {
+        let Some(fleet) = self.fleet.as_mut().filter(|f| !f.unconfirmed.is_empty()) else { return };
+        let oldest = fleet.pending.iter().find(|(_, p)| p.retain).map_or(u64::MAX, |(order, _)| *order);
+        let is_free = |(order, _): &(u64, u64)| *order < oldest;
+        let free = fleet.unconfirmed.iter().filter(|(_, held)| is_free(held)).map(|(from, held)| (*from, held.1));
+        let free: Vec<(u16, u64)> = free.collect();
+        fleet.unconfirmed.retain(|_, held| !is_free(held));
+        free.into_iter().for_each(|(from, version)| self.confirm_to(from, version));
+    }
+
     /// This lane has the partition no more: until another one speaks for it, what its sessions wanted waits.
     pub(super) fn freeze_own(&mut self, partition: u16, effects: &[Effect]) {
         let filters = effects.iter().filter_map(|e| match e {

@@ -262,9 +262,15 @@ impl Lane {
         for served in &delta.serves {
             self.speaks(served.partition, served.epoch, from, served.carried);
         }
-        // behind what speaking has set free: who hears it may count on that
+        if !self.holds_confirmation(from, delta) {
+            self.confirm_to(from, delta.version);
+        }
+    }
+
+    /// Behind what speaking has set free: who hears it may count on that.
+    pub(super) fn confirm_to(&mut self, from: u16, version: u64) {
         let (sent, nodes) = (self.sent.clone(), self.nodes.iter().map(|(slot, n)| (*slot, *n)).collect());
-        self.send(from, LaneMessage::Confirm { version: delta.version, sent, nodes });
+        self.send(from, LaneMessage::Confirm { version, sent, nodes });
     }
 
     /// A newer table is in force: what named it counts now.
@@ -338,6 +344,7 @@ impl Lane {
             return;
         }
         self.settle_waiting();
+        self.confirm_late();
         if self.is_lonely() {
             self.close_lonely();
         }
