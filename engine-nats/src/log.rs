@@ -186,4 +186,16 @@ impl ClusterLog for NatsLog {
     fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
     }
+
+    fn figures(&self) -> Vec<(&'static str, u64)> {
+        let s = &self.stats;
+        let all = [
+            ("log_appends", &s.appends),
+            ("log_append_bytes", &s.bytes),
+            ("log_append_us", &s.append_us),
+            ("log_appends_refused", &s.refused),
+            ("log_appends_unknown", &s.unknown),
+        ];
+        all.map(|(name, n)| (name, n.load(Ordering::Relaxed))).to_vec()
+    }
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from cluster.site import ClusterSite
-from cluster.test_cluster import ask, roost
-from roostmq.interface.cli.cluster_sockets import excess, shares
+from cluster.test_cluster import ask, connected, roost
+from roostmq import engine
+from roostmq.adapters.join_token import read_token
+from roostmq.interface.api.balance import costs
+from roostmq.interface.cli.cluster_rebalance import excess, shares
 
 pytestmark = [pytest.mark.xdist_group("nats"), pytest.mark.timeout(180)]
 
@@ -97,6 +101,76 @@ async def test_sockets_spread_and_sessions_stay(tmp_path: Path) -> None:
         for g in (*guests, watcher):
             g.stop()
         await site.stop()
+
+
+def ids_of(site: ClusterSite, partitions: list[int], count: int) -> list[str]:
+    """Client ids whose sessions are in these partitions."""
+    token = next(line for line in (site.data / "n1.toml").read_text().splitlines() if line.startswith("token"))
+    known = read_token(json.loads(token.partition("=")[2]))
+    names = [f"busy-{n}" for n in range(4_000)]
+    points = engine.hash_ids(known.key_pair, [n.encode() for n in names])
+    return [n for n, point in zip(names, points, strict=True) if point >> 58 in partitions][:count]
+
+
+async def test_what_costs_most_is_spread(tmp_path: Path) -> None:
+    """All work is in four partitions of one node: a pass moves some of it, and no socket closes."""
+    site = ClusterSite(tmp_path)
+    await site.start()
+    url = f"http://{site.nodes[0]['admin']}"
+    rows = ask(site.nodes[0]["admin"], "/api/v1/cluster")["partitions"]
+    hot = [r["partition"] for r in rows if r["owner"] == "n1"][:12]
+    busy = [connected(site.nodes[0]["mqtt"], name) for name in ids_of(site, hot, 36)]
+    lost: list[object] = []
+    ending = threading.Event()
+
+    def talk() -> None:
+        while not ending.is_set():
+            for n, client in enumerate(busy):
+                client.publish(f"hot/{n}", b"x" * 100, qos=1)
+            time.sleep(0.01)
+
+    talker = threading.Thread(target=talk)
+    try:
+        for n, client in enumerate(busy):
+            client.on_disconnect = lambda *_: lost.append(1)
+            client.subscribe(f"hot/{n}", 1)
+        talker.start()
+        shown = await asyncio.to_thread(
+            roost, "cluster", "rebalance", "--dry-run", "--seconds", "2", "--json", "--admin", url
+        )
+        assert shown.returncode == 0, shown
+        assert [r["owner"] for r in ask(site.nodes[0]["admin"], "/api/v1/cluster")["partitions"]] == [
+            r["owner"] for r in rows
+        ]
+        done = await asyncio.to_thread(roost, "cluster", "rebalance", "--seconds", "2", "--json", "--admin", url)
+        assert done.returncode == 0, done
+        told = json.loads(done.stdout)
+        assert told["cpu"]["before"] > told["cpu"]["after"] >= 1.0, told
+        gone = [m for m in told["moves"] if m["partition"] in hot]
+        assert gone, told
+        after = ask(site.nodes[0]["admin"], "/api/v1/cluster")["partitions"]
+        assert all(after[m["partition"]]["owner"] == m["to"] for m in told["moves"])
+        assert ask(site.nodes[0]["admin"], "/api/v1/cluster/moves")["pins"] == {}
+        counts = [sum(r["owner"] == n["id"] for r in after) for n in site.nodes]
+        assert max(counts) <= 22, "it is an exchange: every node owns as many as before"
+        assert lost == []
+    finally:
+        ending.set()
+        talker.join()
+        for client in busy:
+            client.on_disconnect = None
+            client.disconnect()
+            client.loop_stop()
+        await site.stop()
+
+
+def test_a_lane_s_time_is_divided_by_what_its_partitions_did() -> None:
+    before = {"lanes": [{"busy_ns": 0}, {"busy_ns": 5}], "loads": [[[1, 10, 0], [2, 10, 0]], []]}
+    after = {
+        "lanes": [{"busy_ns": 3_000_000_000}, {"busy_ns": 5}],
+        "loads": [[[1, 30, 7], [2, 20, 9]], [[5, 100, 1]]],
+    }
+    assert costs(before, after, 2.0) == {1: (1.0, 7), 2: (0.5, 9), 5: (0.0, 1)}
 
 
 def test_shares_go_by_weight_and_a_draining_node_has_none() -> None:

@@ -19,6 +19,7 @@ impl Lane {
         let mut effects = self.spare_effects.pop().unwrap_or_default();
         if let Some(p) = self.partition(partition) {
             p.step(now_ms, input, &mut effects);
+            p.count_work(effects.len());
         }
         self.carry_out(&mut effects, current);
         self.spare_effects.push(effects);

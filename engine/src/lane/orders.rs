@@ -23,8 +23,10 @@ impl Lane {
             Order::Disconnect { client_id, reason, silent, drop_will } => {
                 self.disconnect_client(&client_id, Reason(reason), silent, drop_will);
             }
-            Order::Stats { id } => {
-                self.measure();
+            Order::Stats { id, light } => {
+                if !light {
+                    self.measure();
+                }
                 self.shared.measured(id);
             }
             Order::ClearFaults => self.faults.clear(),
@@ -57,13 +59,20 @@ impl Lane {
     /// Counts what is too dear to count with every message.
     fn measure(&self) {
         let (mut sessions, mut persistent, mut queued, mut bytes, mut open) = (0i64, 0i64, 0i64, 0i64, 0i64);
-        for session in self.partitions.iter().flatten().flat_map(|p| p.state().each()).map(|(_, s)| s) {
-            sessions += 1;
-            persistent += i64::from(session.durable());
-            queued += i64::try_from(session.queue.waiting()).unwrap_or(0);
-            bytes += i64::try_from(session.queue.bytes()).unwrap_or(0);
-            open += i64::from(session.queue.open());
+        let mut loads = Vec::new();
+        for (number, partition) in (0u16..).zip(&self.partitions) {
+            let Some(partition) = partition else { continue };
+            let before = bytes;
+            for (_, session) in partition.state().each() {
+                sessions += 1;
+                persistent += i64::from(session.durable());
+                queued += i64::try_from(session.queue.waiting()).unwrap_or(0);
+                bytes += i64::try_from(session.queue.bytes()).unwrap_or(0);
+                open += i64::from(session.queue.open());
+            }
+            loads.push((number, partition.work(), bytes - before));
         }
+        self.shared.set_loads(self.number, loads);
         self.stats.set(Gauge::sessions, sessions);
         self.stats.set(Gauge::sessions_persistent, persistent);
         self.stats.set(Gauge::queued, queued);

@@ -58,7 +58,7 @@ pub(super) struct Asked {
     replays: Vec<(Box<str>, QoS, SubscriptionIds)>,
     /// Version of our interest that all must have confirmed.
     version: u64,
-    /// Groups that have not answered.
+    /// Groups that have not answered, and where those are that were asked.
     joins: u32,
     groups: SmallVec<[u16; 2]>,
     /// The records of it are safe.
@@ -306,16 +306,14 @@ impl Lane {
     }
 
     pub(super) fn on_joined(&mut self, key: usize) {
-        if let Some(asked) = self.questions.get_mut(key) {
-            asked.joins = asked.joins.saturating_sub(1);
-        }
+        self.questions.get_mut(key).into_iter().for_each(|asked| asked.joins = asked.joins.saturating_sub(1));
         self.complete_if_ready(key);
     }
 
     /// Whose SUBACK waits for a group to answer, or for a session of these partitions.
     pub(super) fn joining(&self, is_one: &dyn Fn(u16) -> bool) -> Vec<ConnectionId> {
-        let waits = |a: &&Asked| is_one(a.session.partition) || (a.joins > 0 && a.groups.iter().any(|p| is_one(*p)));
-        self.questions.iter().map(|(_, a)| a).filter(waits).map(|a| a.connection).collect()
+        let waits = |a: &Asked| is_one(a.session.partition) || (a.joins > 0 && a.groups.iter().any(|p| is_one(*p)));
+        self.questions.iter().filter(|(_, a)| waits(a)).map(|(_, a)| a.connection).collect()
     }
 
     /// The lane will not send its part of any retained messages; who waited for them.

@@ -213,4 +213,9 @@ pub trait ClusterLog: Send + Sync + std::fmt::Debug {
 
     /// Bytes that wait to be safe: above a bound, lanes do not read from publishers.
     fn waiting(&self) -> usize;
+
+    /// Counters for metrics, by name.
+    fn figures(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
 }

@@ -225,9 +225,22 @@ pub struct Partition {
     /// Places of shared groups in the tree.
     group_slots: slab::Slab<u64>,
     now_ms: u64,
+    /// Steps that it took and what they led to, since it is here: what it costs, compared with others of its lane.
+    work: u64,
 }
 
 impl Partition {
+    /// A step led to so much.
+    pub const fn count_work(&mut self, effects: usize) {
+        self.work += 1 + effects as u64;
+    }
+
+    /// See [`Self::count_work`].
+    #[must_use]
+    pub const fn work(&self) -> u64 {
+        self.work
+    }
+
     /// An empty partition; `number` of `P`. `incarnation` makes its uids unlike those of every run before; 0 means that
     /// nothing is logged.
     #[must_use]
@@ -242,6 +255,7 @@ impl Partition {
             timers: Timers::new(),
             next_uid: crate::record::make_uid(number, incarnation, 1),
             paused: false,
+            work: 0,
             group_slots: slab::Slab::new(),
             now_ms: 0,
         }

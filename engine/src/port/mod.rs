@@ -164,7 +164,7 @@ impl Engine {
 
     fn give(&self, order: Order) -> Result<(), String> {
         match order {
-            Order::Stats { id } => {
+            Order::Stats { id, .. } => {
                 self.shared.begin_stats(id);
                 self.broadcast(&order);
             }

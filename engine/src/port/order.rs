@@ -66,8 +66,11 @@ pub enum Order {
     Reload {
         settings: Box<Settings>,
     },
+    /// `light`: counters only, without a walk over all sessions.
     Stats {
         id: u64,
+        #[serde(default)]
+        light: bool,
     },
     Drops {
         id: u64,

@@ -1,6 +1,6 @@
 //! What all lanes share: the ring, their mailboxes, counters, the clock, and the configuration that they obey.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -101,6 +101,9 @@ struct DropsReport {
     entries: Vec<Value>,
 }
 
+/// Of the partitions of a lane: number, work, bytes in queues.
+pub type Loads = Vec<(u16, u64, i64)>;
+
 /// What lanes have dropped, on its way to and from `DIR/ledger.json`.
 #[derive(Debug, Default)]
 pub struct Ledgers {
@@ -198,6 +201,7 @@ pub struct Shared {
     ready: AtomicUsize,
     most_connections: AtomicUsize,
     waits: Mutex<HashMap<u16, Value>>,
+    loads: Mutex<BTreeMap<u16, Loads>>,
 }
 
 impl Shared {
@@ -239,6 +243,7 @@ impl Shared {
             ready: AtomicUsize::new(0),
             most_connections: AtomicUsize::new(0),
             waits: Mutex::default(),
+            loads: Mutex::default(),
         })
     }
 
@@ -331,6 +336,13 @@ impl Shared {
         }
     }
 
+    /// What the partitions of a lane did and hold: number, work, bytes in queues.
+    pub fn set_loads(&self, lane: u16, found: Loads) {
+        if let Ok(mut loads) = self.loads.lock() {
+            loads.insert(lane, found);
+        }
+    }
+
     pub(super) fn begin_stats(&self, id: u64) {
         if let Ok(mut measuring) = self.measuring.lock() {
             measuring.insert(id, self.ring.lanes());
@@ -373,6 +385,7 @@ impl Shared {
         gauges.insert("clients_maximum".to_owned(), self.most_connections.load(Ordering::Relaxed).into());
         self.events.push(json!({
             "event": "stats", "id": id, "uptime_ms": uptime_ms, "lanes": lanes, "counters": counters, "gauges": gauges,
+            "loads": self.loads.lock().map(|l| l.values().cloned().collect::<Vec<_>>()).unwrap_or_default(),
             "waits": self.waits.lock().map(|w| w.values().cloned().collect::<Vec<_>>()).unwrap_or_default(),
         }));
     }
@@ -385,6 +398,9 @@ impl Shared {
         counters.insert("log_bytes_written".to_owned(), read(&stats.bytes_written).into());
         counters.insert("log_groups".to_owned(), read(&stats.groups).into());
         counters.insert("log_records".to_owned(), read(&stats.records).into());
+        for (name, n) in self.cluster_log.get().map(|l| l.figures()).unwrap_or_default() {
+            counters.insert(name.to_owned(), n.into());
+        }
         counters.insert("checkpoints".to_owned(), read(&stats.checkpoints).into());
         counters.insert("damaged".to_owned(), self.damaged.load(Ordering::Relaxed).into());
         gauges.insert("checkpoint_running".to_owned(), read(&stats.checkpoint_running).into());

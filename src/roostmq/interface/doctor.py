@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 AGE_S_MAX = 5.0
 SILENT_MS = 1_500
+APPEND_MS_MAX = 250
+
+
+Say = Callable[[str, str, str, str], None]
 
 
 def findings(told: dict[str, Any]) -> list[dict[str, str]]:
@@ -15,15 +20,34 @@ def findings(told: dict[str, Any]) -> list[dict[str, str]]:
     def say(severity: str, where: str, what: str, do: str) -> None:
         found.append({"severity": severity, "where": where, "what": what, "do": do})
 
+    for look in (_nats, _members, _partitions):
+        look(told, say)
+    return sorted(found, key=lambda f: f["severity"] != "error")
+
+
+def _nats(told: dict[str, Any], say: Say) -> None:
     log = told["log"]
     if log["state"] == "unsuitable":
         for why in log["why"]:
             say("error", "NATS", why, "change NATS's configuration as said, then restart its servers one by one")
     elif log["state"] != "ready":
         say("error", "NATS", "; ".join(log["why"]) or log["state"], "nothing is lost; see whether its servers run")
+    appends = log["appends_10s"]
+    if appends["mean_ms"] > APPEND_MS_MAX or appends["unanswered"]:
+        text = f"{told['node']}'s appends took {appends['mean_ms']:.0f} ms each in the last 10 s"
+        text += f", {appends['unanswered']} had no answer in time" if appends["unanswered"] else ""
+        say(
+            "warning",
+            "NATS",
+            text,
+            "acknowledgements wait as long: look at the disks of NATS's servers and the way there",
+        )
     if told["age_s"] > AGE_S_MAX:
         text = f"the registry was read {told['age_s']:.0f} s ago"
         say("error", "registry", text, "what is shown is as old as that; see whether NATS has a leader")
+
+
+def _members(told: dict[str, Any], say: Say) -> None:
     for member in told["members"]:
         if member["heard_ms"] is not None and member["heard_ms"] > SILENT_MS:
             text = f"was heard {member['heard_ms'] / 1000:.1f} s ago by {told['node']}"
@@ -31,6 +55,11 @@ def findings(told: dict[str, Any]) -> list[dict[str, str]]:
         if member["around"] is not None:
             text = f"{told['node']} does not reach it: what they say to each other goes through {member['around']}"
             say("warning", member["node"], text, "see to the network between the two: address, firewall, cable")
+    if len(told["members"]) == 2:
+        say("warning", "members", "two nodes: if one dies the other waits 12 s for the lease", "add a third node")
+
+
+def _partitions(told: dict[str, Any], say: Say) -> None:
     orphans = [p["partition"] for p in told["partitions"] if p["owner"] is None]
     if orphans:
         say(
@@ -60,6 +89,3 @@ def findings(told: dict[str, Any]) -> list[dict[str, str]]:
             note["why"],
             "it is never begun empty: bring its stream back, or restore a backup (roost cluster restore DIR)",
         )
-    if len(told["members"]) == 2:
-        say("warning", "members", "two nodes: if one dies the other waits 12 s for the lease", "add a third node")
-    return sorted(found, key=lambda f: f["severity"] != "error")

@@ -38,6 +38,7 @@ from roostmq.policy.failover import disown, has_returned, next_table
 from roostmq.policy.members import Beat, Report
 from roostmq.policy.ring import build_ring
 from roostmq.policy.wishes import noted
+from roostmq.runtime.appends import Appends
 from roostmq.runtime.lease import ALIVE_S, Lease
 from roostmq.runtime.moves import Moves, die_at
 from roostmq.runtime.prepare import access_of, engine_settings, read_meta, take_slot
@@ -80,6 +81,7 @@ class Cluster:
         self.notes: list[dict[str, Any]] = []
         self.joined = False
         self.moves = Moves(self.node)
+        self.appends = Appends()
         self._leaving = False
         self.wishes, self._wishes_revision = Wishes(), 0
         self._placed: tuple[tuple[int, int, int], bool, bool] | None = None

@@ -91,9 +91,10 @@ def make_app(node: Node) -> FastAPI:
 
     add_routes(app, node)
     if node.cluster is not None:
-        from roostmq.interface.api import cluster
+        from roostmq.interface.api import balance, cluster
 
         cluster.add_routes(app, node)
+        balance.add_routes(app, node)
     return app
 
 

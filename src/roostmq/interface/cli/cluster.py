@@ -12,7 +12,7 @@ from typing import Any
 
 from roostmq.adapters.join_token import JoinToken
 from roostmq.errors import ConfigError
-from roostmq.interface.cli import admin, cluster_moves, cluster_sockets
+from roostmq.interface.cli import admin, cluster_moves, cluster_rebalance
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
         admin.add_option(one)
         one.add_argument("--json", action="store_true", help="as JSON")
     cluster_moves.add_parsers(sub)
-    cluster_sockets.add_parser(sub)
+    cluster_rebalance.add_parser(sub)
     save = sub.add_parser("backup", help="write everything that the cluster keeps into a new folder, while it runs")
     save.add_argument("name", help="name of the cluster")
     load = sub.add_parser("restore", help="put a backup into a NATS that knows nothing of this cluster")
@@ -67,7 +67,7 @@ def main(words: list[str]) -> int:
     if options.what == "why":
         return _why(options)
     if options.what == "rebalance":
-        return cluster_sockets.main(options)
+        return cluster_rebalance.main(options)
     if options.what in cluster_moves.COMMANDS:
         return cluster_moves.main(options)
     told = admin.get(options.admin, "/api/v1/cluster")

@@ -1,8 +1,8 @@
-"""`roost cluster rebalance --connections RATE`: sockets from the fullest nodes to the others, paced.
+"""`roost cluster rebalance`: what partitions really cost is spread; with `--connections RATE` sockets are, paced.
 
-Off unless it is asked for: partitions move by themselves, sockets stay where they are, and a new node gets some as
-clients come. Each closed client is told of another node (DISCONNECT 0x9C with a server reference, MQTT 5.0); its
-session stays.
+By load, one pass exchanges a few partitions, at most a tenth of the load; it is measured, then moved. Sockets stay
+where they are unless it is asked for, and a new node gets some as clients come. Each client that is closed is told of
+another node (DISCONNECT 0x9C with a server reference, MQTT 5.0); its session stays.
 """
 
 from __future__ import annotations
@@ -23,9 +23,16 @@ IDLE_ROUNDS = 15
 
 def add_parser(sub: Any) -> None:
     """Options."""
-    text = "close connections of the fullest nodes, so many a second, until none has more than 1.10 of its share"
-    p = sub.add_parser("rebalance", help=text, description=f"{text}. Sessions are kept; clients come back elsewhere.")
-    p.add_argument("--connections", type=int, required=True, metavar="RATE", help="so many sockets a second at most")
+    text = "measure what partitions cost, and exchange a few so that no node carries more than 1.10 of its share"
+    p = sub.add_parser("rebalance", help=text, description=f"{text}. Or, with --connections, spread sockets.")
+    p.add_argument(
+        "--connections",
+        type=int,
+        metavar="RATE",
+        help="instead send so many clients a second to other nodes, until no node has more than 1.10 of its share",
+    )
+    p.add_argument("--seconds", type=float, default=5.0, metavar="S", help="measure for so long; default 5")
+    p.add_argument("--dry-run", action="store_true", help="only say what would move")
     admin.add_option(p)
     p.add_argument("--json", action="store_true", help="as JSON")
 
@@ -44,7 +51,35 @@ def excess(counts: dict[str, int], fair: dict[str, float]) -> dict[str, int]:
 
 
 def main(o: argparse.Namespace) -> int:
-    """Look, close a few, look again."""
+    """One or the other."""
+    return _by_load(o) if o.connections is None else _sockets(o)
+
+
+def _by_load(o: argparse.Namespace) -> int:
+    wish = {"seconds": o.seconds, "apply": not o.dry_run}
+    told = admin.post(o.admin, "/api/v1/cluster/balance", o.seconds + 30, **wish)
+    moves = {m["partition"]: m["to"] for m in told["moves"]}
+    while moves and not o.dry_run:
+        rows = admin.get(o.admin, "/api/v1/cluster")["partitions"]
+        left = sum(r["owner"] != moves[r["partition"]] for r in rows if r["partition"] in moves)
+        if not left:
+            admin.post(o.admin, "/api/v1/cluster/moves", 15, unpin=list(moves))
+            break
+        if not o.json:
+            print(f"{left} of {len(moves)} partitions have to move", file=sys.stderr)
+        time.sleep(ROUND_S)
+    if o.json:
+        print(json.dumps(told))
+        return 0
+    print(f"fullest node, CPU over its share: {told['cpu']['before']:.2f}, afterwards {told['cpu']['after']:.2f}")
+    print(f"the same in bytes: {told['bytes']['before']:.2f}, afterwards {told['bytes']['after']:.2f}")
+    print("  " + (", ".join(f"{m['partition']}: {m['from']} > {m['to']}" for m in told["moves"]) or "nothing moves"))
+    for heavy in told["heavy"]:
+        print(f"{heavy['what']} on {heavy['node']} is {heavy['share']:.0%} of all, more than that node's share")
+    return 0
+
+
+def _sockets(o: argparse.Namespace) -> int:
     closed, idle, least = 0, 0, None
     before: dict[str, int] = {}
     while True:
