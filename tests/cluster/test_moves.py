@@ -179,6 +179,10 @@ async def test_an_operator_holds_moves_takes_them_back_and_pins(tmp_path: Path) 
     try:
         before = owners()
         assert "paused" in roost("cluster", "pause", *url).stdout
+        waits = roost("cluster", "drain", "n3", *url)
+        assert (waits.returncode, "moves are paused" in waits.stderr) == (1, True), waits
+        more = roost("dev", "add", "--data", str(site.data))
+        assert (more.returncode != 0, "paused" in more.stderr) == (True, True), more
         told = roost("cluster", "drain", "n3", "--no-wait", *url)
         assert told.returncode == 0, told
         shown = json.loads(roost("cluster", "plan", "--json", *url).stdout)

@@ -232,7 +232,8 @@ class Cluster:
                 while self.joined and self.table is not None:
                     others = any(not m.draining for m in self.members.nodes if m.node != self.node)
                     mine = any(a.owner == self.node for a in self.table.partitions)
-                    if not others or not mine or self.log_state["state"] != "ready":
+                    held = (await self.read_wishes()).paused
+                    if held or not others or not mine or self.log_state["state"] != "ready":
                         return
                     await asyncio.sleep(0.05)
 

@@ -136,6 +136,9 @@ class Change:
             self.dev.number(node or "")
             if len(self.dev.nodes) == 1:
                 raise ConfigError("the last node cannot be removed: stop `roost dev` instead")
+        url = next(iter(self.dev.admins().values()))
+        if (await asyncio.to_thread(admin.get, url, "/api/v1/cluster/moves"))["paused"]:
+            raise ConfigError("moves are paused, so nothing would come or go: `roost cluster resume` first")
         before = await self._look()
         closed = await self._closed()
         if what == "add":

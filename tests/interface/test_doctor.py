@@ -1,0 +1,68 @@
+"""What `roost cluster doctor` names, from what a node tells: each finding says what, where, and what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from roostmq.interface.doctor import findings
+from roostmq.runtime.appends import SAMPLES, Appends
+
+
+def well() -> dict[str, Any]:
+    """Three nodes with nothing wrong."""
+    member = {"weight": 1.0, "partitions": 2, "heard_ms": 10, "around": None}
+    return {
+        "node": "n1",
+        "age_s": 0.1,
+        "log": {"state": "ready", "why": [], "appends_10s": {"count": 100, "mean_ms": 3.0, "unanswered": 0}},
+        "members": [member | {"node": n} for n in ("n1", "n2", "n3")],
+        "partitions": [{"partition": p, "owner": "n1", "state": "serving"} for p in range(6)],
+        "notes": [],
+    }
+
+
+def test_nothing_is_found_where_nothing_is_wrong() -> None:
+    assert findings(well()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "severity", "where", "what"),
+    [
+        ({"log": {"state": "ready", "why": [], "appends_10s": {"count": 9, "mean_ms": 480.0, "unanswered": 0}}},
+         "warning", "NATS", "n1's appends took 480 ms each"),
+        ({"log": {"state": "ready", "why": [], "appends_10s": {"count": 0, "mean_ms": 0.0, "unanswered": 4}}},
+         "warning", "NATS", "4 had no answer in time"),
+        ({"log": {"state": "away", "why": ["no server"], "appends_10s": {"count": 0, "mean_ms": 0, "unanswered": 0}}},
+         "error", "NATS", "no server"),
+        ({"age_s": 9.0}, "error", "registry", "9 s ago"),
+        ({"notes": [{"event": "log_damaged", "partition": 3, "why": "it ends too early"}]},
+         "error", "partition 3", "it ends too early"),
+        ({"partitions": [{"partition": 0, "owner": None, "state": "recovering"}]}, "error", "table", "no owner"),
+    ],
+)  # fmt: skip
+def test_it_is_named(change: dict[str, Any], severity: str, where: str, what: str) -> None:
+    found = findings(well() | change)
+    assert [(f["severity"], f["where"]) for f in found] == [(severity, where)]
+    assert what in found[0]["what"]
+    assert found[0]["do"]
+
+
+def test_a_member_that_is_silent_or_behind_a_cut() -> None:
+    told = well()
+    told["members"][1] |= {"heard_ms": 2_000}
+    told["members"][2] |= {"around": "n2"}
+    texts = [f["what"] for f in findings(told)]
+    assert texts == ["was heard 2.0 s ago by n1", "n1 does not reach it: what they say to each other goes through n2"]
+
+
+def test_latency_is_that_of_the_last_samples() -> None:
+    seen = Appends()
+    assert seen.figures() == {"count": 0, "mean_ms": 0.0, "unanswered": 0}
+    for n in range(20):  # a long good time, then half a second for each of ten
+        late = max(0, n - (20 - SAMPLES))
+        seen.note({"log_appends": 10 * n, "log_append_us": 10 * n * 1_000 + 10 * late * 500_000})
+    figures = seen.figures()
+    assert figures["count"] == 10 * (SAMPLES - 1)
+    assert figures["mean_ms"] > 250
