@@ -293,12 +293,24 @@ impl Chain {
     /// An older owner that does not know yet may have given back what was to be read: the front says so.
     fn read_again(&mut self, why: String) -> Vec<Action> {
         let State::Fencing(f) = &mut self.state else { return Vec::new() };
-        let at = f.replay.known().at;
-        if at <= f.front_behind {
-            return self.damaged(why);
+        let (at, behind) = (f.replay.known().at, f.front_behind);
+        if at <= behind {
+            return self.begin_again(why, behind);
         }
+        self.from_the_front(at)
+    }
+
+    /// No further than the last time: a leader that is none any more, which still has what was given back, may have answered.
+    fn begin_again(&mut self, why: String, behind: At) -> Vec<Action> {
+        self.misses += 1;
+        if self.misses < MISSES_MAX { self.from_the_front(behind) } else { self.damaged(why) }
+    }
+
+    /// Reads everything once more; the front must lie behind `behind` then.
+    fn from_the_front(&mut self, behind: At) -> Vec<Action> {
+        let State::Fencing(f) = &mut self.state else { return Vec::new() };
         let replay = Replay::new(self.partition, Anchor::default());
-        **f = Fencing { replay, upto: 0, checked: true, front_behind: at, ..**f };
+        **f = Fencing { replay, upto: 0, checked: true, front_behind: behind, ..**f };
         let mut out = vec![Action::Tell(ClusterLogEvent::Again { partition: self.partition })];
         out.extend(self.look(true));
         out
@@ -326,7 +338,8 @@ impl Chain {
         }
         let behind = f.front_behind;
         if behind > 0 && f.replay.front() <= behind {
-            return self.damaged(format!("the log has lost what lay at {behind} or behind it; see `restore`"));
+            let why = format!("the log has lost what lay at {behind} or behind it; see `restore`");
+            return self.begin_again(why, behind);
         }
         if let Err(why) = f.replay.check_front() {
             return self.damaged(why);

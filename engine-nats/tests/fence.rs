@@ -412,6 +412,17 @@ fn settle(world: &mut World) {
     }
 }
 
+/// Found by chance: a log that was trimmed while a new owner read it was read again from a leader that was none any more,
+/// which still had what had been given back, and that was taken for damage.
+#[test]
+fn a_stale_leader_is_no_damage() {
+    let choices = [
+        14048, 15856, 50163, 25936, 2744, 47395, 46707, 32345, 32051, 10929, 19443, 58942, 40065, 563, 0, 1392, 10403,
+        42361, 62959, 50873, 19452,
+    ];
+    run(false, &choices);
+}
+
 /// A stream that is missing, or shorter than the table knows, never restarts empty (design, section 7).
 #[test]
 fn a_shorter_log_is_not_begun_again() {
