@@ -297,17 +297,17 @@ impl Chain {
         if at <= behind {
             return self.begin_again(why, behind);
         }
-        self.from_the_front(at)
+        self.reread(at)
     }
 
     /// No further than the last time: a leader that is none any more, which still has what was given back, may have answered.
     fn begin_again(&mut self, why: String, behind: At) -> Vec<Action> {
         self.misses += 1;
-        if self.misses < MISSES_MAX { self.from_the_front(behind) } else { self.damaged(why) }
+        if self.misses < MISSES_MAX { self.reread(behind) } else { self.damaged(why) }
     }
 
     /// Reads everything once more; the front must lie behind `behind` then.
-    fn from_the_front(&mut self, behind: At) -> Vec<Action> {
+    fn reread(&mut self, behind: At) -> Vec<Action> {
         let State::Fencing(f) = &mut self.state else { return Vec::new() };
         let replay = Replay::new(self.partition, Anchor::default());
         **f = Fencing { replay, upto: 0, checked: true, front_behind: behind, ..**f };
