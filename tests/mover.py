@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-PACE_S = 0.0
 LATE_S = 20.0
 
 
@@ -69,7 +68,6 @@ class Mover:
                     if self._ending.is_set():
                         return
                     self._move(partition)
-                    time.sleep(PACE_S)
         except OSError as problem:
             if not self._ending.is_set():
                 self.failed.append(repr(problem))

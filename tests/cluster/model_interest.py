@@ -44,7 +44,7 @@ class Live:
     def first(self) -> World:
         return SimpleNamespace(
             f=self.budget, wrong="", owner=C, phase="idle", wants=False, asks=False, lost=False, sub=False, at_door=((), ()),
-            at_node=((), ()), bag=None, interest=(False, False), known=C, halted=False, frozen=False, held=0, due=0, got=0,
+            at_node=((), ()), interest=(False, False), known=C, halted=False, frozen=False, held=0, due=0, got=0,
             published=0,
         )  # fmt: skip
 
@@ -149,7 +149,7 @@ class Kept:
         return SimpleNamespace(
             f=self.budget, wrong="", owner=C, phase="idle", kept=False, to_a=((), (), ()), to_b=((), (), ()),
             to_node=((), (), ()), a=(C, False), b=(C, False), missing=2, interest=False, held=False, published=False,
-            acked=False, sent=(0, 0), had=(0, 0), told=None, asked="", asks=(), late=False, live=False, found=None,
+            sent=(0, 0), had=(0, 0), told=None, asked="", asks=(), late=False, live=False, found=None,
         )  # fmt: skip
 
     def steps(self, w: World) -> Iterator[Step]:

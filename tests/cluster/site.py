@@ -182,8 +182,8 @@ class ClusterSite(Site):
             await self.until_served(READY_S)
 
     def _members(self) -> dict[str, Any]:
-        with urllib.request.urlopen(f"http://{self.nodes[0]['admin']}/api/v1/cluster", timeout=10) as answer:
-            return {m["node"]: m for m in json.load(answer)["members"]}
+        told = _got(f"http://{self.nodes[0]['admin']}/api/v1/cluster")
+        return {m["node"]: m for m in told["members"]}
 
     def slots_now(self) -> list[int]:
         """By node."""
@@ -195,8 +195,7 @@ class ClusterSite(Site):
         names = [n["id"] for n in self.nodes]
         door = self.nodes[(i + 1) % len(names)]["admin"]
         with contextlib.suppress(OSError, ValueError):
-            with urllib.request.urlopen(f"http://{door}/api/v1/cluster", timeout=5) as answer:
-                rows = json.load(answer)["partitions"]
+            rows = _got(f"http://{door}/api/v1/cluster")["partitions"]
             if any(r["state"] != "serving" for r in rows):
                 return
             others = [n for n in names if n != names[i]]
@@ -307,6 +306,16 @@ class ClusterSite(Site):
             await asyncio.sleep(0.1)
         raise BrokerFailed(f"not all nodes are ready after {at_most_s} s: {self.log[-3000:]}")
 
+    async def until_balanced(self) -> None:
+        """Wait until nothing has to move: a node that started late gets its share first."""
+        url = f"http://{self.nodes[0]['admin']}/api/v1/cluster/plan"
+        end = time.monotonic() + READY_S
+        while (await asyncio.to_thread(_got, url))["moves"]:
+            if time.monotonic() > end:
+                raise BrokerFailed(f"it does not balance itself: {self.log[-3000:]}")
+            await asyncio.sleep(0.2)
+        await self.until_served(READY_S)
+
     async def stop(self) -> int:
         """End everything that was started here; 0."""
         await self.weather.close()
@@ -350,3 +359,9 @@ def is_ready(address: str) -> bool:
             return b" 200 " in s.recv(200)
     except OSError:
         return False
+
+
+def _got(url: str) -> dict[str, Any]:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        told: dict[str, Any] = json.load(answer)
+        return told

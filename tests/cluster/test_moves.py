@@ -83,7 +83,7 @@ async def test_a_node_more_and_a_node_less_and_nobody_notices(tmp_path: Path) ->
     """K/N of the partitions move, no socket closes, every message of every QoS comes once and in order; and back again."""
     site = ClusterSite(tmp_path)
     await site.start()
-    await until_balanced(site)
+    await site.until_balanced()
     book = Book(1, time.monotonic())
     book.starts = site.starts
     clients = steady(site, book)
@@ -149,21 +149,12 @@ async def test_whoever_dies_in_a_move_it_ends_on_one_side(tmp_path: Path) -> Non
     assert result.checked["demanded at QoS 2"] > 1_000
 
 
-async def until_balanced(site: ClusterSite) -> None:
-    """A node that started late gets its share first."""
-    end = time.monotonic() + 60
-    while ask(site.nodes[0]["admin"], "/api/v1/cluster/plan")["moves"]:
-        assert time.monotonic() < end, "it does not balance itself"
-        await asyncio.sleep(0.2)
-    await site.until_served(30)
-
-
 async def test_a_plan_is_shown_before_anything_moves(tmp_path: Path) -> None:
     """What `plan` says is what happens; a drain can be taken back."""
     site = ClusterSite(tmp_path)
     await site.start()
     try:
-        await until_balanced(site)
+        await site.until_balanced()
         admin = site.nodes[0]["admin"]
         shown = ask(admin, "/api/v1/cluster/plan?join=n4")
         assert (len(shown["moves"]), shown["share"], shown["partitions"]["n4"]) == (16, 0.25, 16)
@@ -179,7 +170,7 @@ async def test_an_operator_holds_moves_takes_them_back_and_pins(tmp_path: Path) 
     """Paused, a new node gets nothing; `apply` moves its share; `undo` brings all of it back and it stays."""
     site = ClusterSite(tmp_path)
     await site.start()
-    await until_balanced(site)
+    await site.until_balanced()
     url = ("--admin", f"http://{site.nodes[0]['admin']}")
     reader = connected(site.nodes[0]["mqtt"], "reader", clean=False)
     lost: list[object] = []
@@ -191,6 +182,7 @@ async def test_an_operator_holds_moves_takes_them_back_and_pins(tmp_path: Path) 
     try:
         before = owners()
         assert "paused" in roost("cluster", "pause", *url).stdout
+        assert "moves are paused" in roost("cluster", "rebalance", *url).stderr
         waits = roost("cluster", "drain", "n3", *url)
         assert (waits.returncode, "moves are paused" in waits.stderr) == (1, True), waits
         more = roost("dev", "add", "--data", str(site.data))

@@ -16,7 +16,6 @@ from paho.mqtt.properties import Properties
 
 from cluster.site import ClusterSite
 from cluster.test_cluster import ask, connected, roost
-from cluster.test_moves import until_balanced
 from roostmq import engine
 from roostmq.adapters.join_token import read_token
 from roostmq.interface.api.balance import costs
@@ -117,7 +116,7 @@ async def test_what_costs_most_is_spread(tmp_path: Path) -> None:
     """All work is in four partitions of one node: a pass moves some of it, and no socket closes."""
     site = ClusterSite(tmp_path)
     await site.start()
-    await until_balanced(site)
+    await site.until_balanced()
     url = f"http://{site.nodes[0]['admin']}"
     rows = ask(site.nodes[0]["admin"], "/api/v1/cluster")["partitions"]
     hot = [r["partition"] for r in rows if r["owner"] == "n1"][:12]

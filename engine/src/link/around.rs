@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use mio::Token;
 
 use super::frame::{CARRIED, CARRY, Head};
-use super::thread::{Path, SILENCE, Socket, Work, fresh_name};
+use super::thread::{Path, Peer, SILENCE, Socket, Work, fresh_name};
 
 /// Nothing has come for so long: a way around is looked for, well before anybody is reported silent.
 const DOUBT: Duration = Duration::from_millis(700);
@@ -42,7 +42,7 @@ impl Work {
 
     /// Who is reached through whom.
     pub(super) fn carriers(&self) -> Vec<(u16, u16)> {
-        let through = |(slot, p): (&u16, &super::thread::Peer)| match &self.sockets.get(&p.token?)?.path {
+        let through = |(slot, p): (&u16, &Peer)| match &self.sockets.get(&p.token?)?.path {
             Path::Around(around) => Some((*slot, around.carrier)),
             Path::Direct(_) => None,
         };
@@ -55,17 +55,16 @@ impl Work {
         let late: Vec<Token> = self.peers.values().filter_map(|p| p.around).collect();
         let late = late.into_iter().filter(|t| self.sockets.get(t).is_none_or(|s| now > s.heard + ATTEMPT));
         late.collect::<Vec<_>>().into_iter().for_each(|token| self.drop_socket(token));
-        let heard = |p: &super::thread::Peer| match p.token.and_then(|t| self.sockets.get(&t)) {
+        let heard = |p: &Peer| match p.token.and_then(|t| self.sockets.get(&t)) {
             Some(socket) => now < socket.heard + DOUBT,
             None => now < p.missed + DOUBT,
         };
-        let is_lost =
-            |(slot, p): &(&u16, &super::thread::Peer)| **slot > self.site.me.slot && p.around.is_none() && !heard(p);
+        let is_lost = |(slot, p): &(&u16, &Peer)| **slot > self.site.me.slot && p.around.is_none() && !heard(p);
         let lost: Vec<u16> = self.peers.iter().filter(is_lost).map(|(slot, _)| *slot).collect();
         if lost.is_empty() {
             return;
         }
-        let carries = |p: &super::thread::Peer| p.token.is_some_and(|t| self.is_direct(t)) && heard(p);
+        let carries = |p: &Peer| p.token.is_some_and(|t| self.is_direct(t)) && heard(p);
         let mut carriers: Vec<u16> = self.peers.iter().filter(|(_, p)| carries(p)).map(|(slot, _)| *slot).collect();
         carriers.sort_unstable();
         for other in lost {

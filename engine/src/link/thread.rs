@@ -307,8 +307,8 @@ impl Work {
     }
 
     /// Both ends can hear each other: this is their connection from now on.
-    fn meet(&mut self, token: Token, slot: u16, hello: &Hello) -> bool {
-        let Some(peer) = self.peers.get_mut(&slot) else { return false };
+    fn meet(&mut self, token: Token, slot: u16, hello: &Hello) {
+        let Some(peer) = self.peers.get_mut(&slot) else { return };
         let older = peer.token.replace(token).filter(|t| *t != token);
         peer.dialling.take_if(|t| *t == token);
         peer.around.take_if(|t| *t == token);
@@ -328,7 +328,6 @@ impl Work {
         if welcome.new {
             (self.tell)(Event::Up(slot, incarnation));
         }
-        true
     }
 
     fn frame(&mut self, token: Token, head: &Head, body: &[u8]) -> Result<(), &'static str> {

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +27,6 @@ from roostmq.model import (
     Members,
     NodeId,
     PartitionId,
-    PartitionState,
     PartitionTable,
     Version,
     Wishes,
@@ -36,11 +35,11 @@ from roostmq.policy import members as votes
 from roostmq.policy.epochs import serving
 from roostmq.policy.failover import disown, has_returned, next_table
 from roostmq.policy.members import Beat, Report
-from roostmq.policy.ring import build_ring
+from roostmq.policy.ring import Ring, build_ring
 from roostmq.policy.wishes import noted
 from roostmq.runtime.appends import Appends
 from roostmq.runtime.lease import ALIVE_S, Lease
-from roostmq.runtime.moves import Moves, die_at
+from roostmq.runtime.moves import Moves, die_behind
 from roostmq.runtime.prepare import access_of, engine_settings, read_meta, take_slot
 from roostmq.runtime.sys_topics import cluster_topics
 from roostmq.store import codec
@@ -212,6 +211,10 @@ class Cluster:
         reachable = (m for m in self.members.nodes if m.node in to and not m.mqtt.startswith(("0.0.0.0:", "[::]:")))
         servers = [[m.slot, m.mqtt] for m in reachable if m.mqtt]
         self._submit({"do": "shed", "count": count, "servers": servers})
+
+    def ring_of(self, members: Sequence[Member]) -> Ring:
+        """The ring of these members, with the cluster's hash key. Raises PlacementError."""
+        return build_ring(members, lambda names: engine.hash_ids(self.token.key_pair, names))
 
     def acts(self) -> bool:
         """Does this node act for all at this moment, as far as it knows?"""
@@ -438,7 +441,7 @@ class Cluster:
         asked = (versions, quiet_s > CALM_S, quiet_s > SETTLED_S)
         if asked == self._placed:
             return False
-        ring = build_ring(self.members.nodes, lambda names: engine.hash_ids(self.token.key_pair, names))
+        ring = self.ring_of(self.members.nodes)
         try:
             made = next_table(self.table, self.members, ring, self.wishes, calm=asked[1], settled=asked[2])
         except PlacementError as problem:
@@ -480,11 +483,7 @@ class Cluster:
         self._table_revision = await self._there().replace("table", value, self._table_revision)
         if self.table is not None:
             pairs = zip(self.table.partitions, made.partitions, strict=True)
-            for a, b in zip(self.table.partitions, made.partitions, strict=True):
-                if b.state is PartitionState.MOVING and a.state is not PartitionState.MOVING:
-                    die_at("controller has announced")
-                elif a.state is PartitionState.MOVING and b.owner == self.node != a.owner:
-                    die_at("target is named")
+            die_behind(self.table, made, self.node)
             moved = [f"{p}: {a.owner} > {b.owner}" for p, (a, b) in enumerate(pairs) if a.epoch != b.epoch]
             if moved:
                 self.log.info("table", version=made.version, moved=", ".join(moved))

@@ -106,5 +106,16 @@ def die_at(step: str) -> None:
         os.abort()
 
 
+def die_behind(before: PartitionTable, after: PartitionTable, node: NodeId) -> None:
+    """The same, if this node has just written a step into the table."""
+    if DIE_AT is None:
+        return
+    for a, b in zip(before.partitions, after.partitions, strict=True):
+        if b.state is PartitionState.MOVING and a.state is not PartitionState.MOVING:
+            die_at("controller has announced")
+        elif a.state is PartitionState.MOVING and b.owner == node != a.owner:
+            die_at("target is named")
+
+
 def _is_moving(a: Assignment, epoch: int) -> bool:
     return a.state is PartitionState.MOVING and a.epoch == epoch

@@ -16,11 +16,9 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel, Field
 
-from roostmq import engine
 from roostmq.errors import PlacementError
 from roostmq.model import PartitionTable
 from roostmq.policy.balance import Load, Pass, balance
-from roostmq.policy.ring import build_ring
 from roostmq.policy.wishes import pinned
 
 if TYPE_CHECKING:
@@ -111,8 +109,7 @@ def add_routes(app: FastAPI, node: Node) -> None:
         loads = await loads_of_all(cluster, node, cluster.table, wish.seconds)
         table, members = cluster.table, cluster.members.nodes
         try:
-            ring = build_ring(members, lambda names: engine.hash_ids(cluster.token.key_pair, names))
-            found = balance(table, members, ring, loads)
+            found = balance(table, members, cluster.ring_of(members), loads)
         except PlacementError as problem:
             raise HTTPException(409, str(problem)) from None
         if wish.apply and found.plan.moves:

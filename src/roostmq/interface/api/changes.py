@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel, Field
 
-from roostmq import engine
 from roostmq.errors import PlacementError
 from roostmq.model import Member, NodeId, PartitionId, Wishes
-from roostmq.policy.ring import build_ring
 from roostmq.policy.table import plan as make_plan
 from roostmq.policy.wishes import AT_ONCE_MAX, pinned, pins_that_hold, undone, unpinned
 
@@ -57,7 +55,10 @@ def wished(cluster: Cluster, wish: MoveWish, old: Wishes) -> Wishes:
             raise HTTPException(404, f"`{node}` is no member of this cluster")
     gone = None if wish.unpin is True else [PartitionId(p) for p in wish.unpin or ()]
     made = unpinned(old, gone)
-    made = undone(made, cluster.table) if wish.undo and cluster.table is not None else made
+    if wish.undo:
+        if cluster.table is None or not old.last:
+            raise HTTPException(409, "there is nothing to take back: no planned move was made")
+        made = undone(made, cluster.table)
     made = pinned(made, {PartitionId(p): NodeId(node) for p, node in wish.pin.items()})
     return replace(
         made,
@@ -78,9 +79,8 @@ def planned(cluster: Cluster, join: str | None, leave: str | None, weight: float
         raise HTTPException(404, f"`{leave}` is no member of this cluster")
     members = tuple(sorted(nodes.values(), key=lambda m: m.node))
     try:
-        ring = build_ring(members, lambda names: engine.hash_ids(cluster.token.key_pair, names))
         pins = pins_that_hold(cluster.wishes, replace(cluster.members, nodes=members))
-        found = make_plan(cluster.table, members, ring, pins=pins)
+        found = make_plan(cluster.table, members, cluster.ring_of(members), pins=pins)
     except PlacementError as problem:
         raise HTTPException(409, str(problem)) from None
     owners = [a.owner for a in cluster.table.partitions]

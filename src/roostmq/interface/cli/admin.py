@@ -30,6 +30,12 @@ def post(base: str, path: str, at_most_s: float, **fields: object) -> dict[str, 
     return _open(base, path, json.dumps(fields).encode(), at_most_s)
 
 
+def refuse_if_paused(base: str, what: str) -> None:
+    """Who waits for moves would wait for ever. Raises RoostError."""
+    if get(base, "/api/v1/cluster/moves")["paused"]:
+        raise RoostError(f"{what}: moves are paused; `roost cluster resume`, or `apply`, lets them go on")
+
+
 def _open(base: str, path: str, body: bytes | None, at_most_s: float) -> dict[str, Any]:
     if not base.startswith(("http://", "https://")):
         raise RoostError(f"--admin: `{base}` is not a URL such as {DEFAULT}")

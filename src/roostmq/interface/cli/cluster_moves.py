@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any
 
-from roostmq.errors import ConfigError, RoostError
+from roostmq.errors import ConfigError
 from roostmq.interface.cli import admin
 
 LOOK_S = 0.2
@@ -81,8 +81,7 @@ def _change(o: argparse.Namespace) -> int:
     wish = {"weight": o.weight} if o.what == "weight" else {"draining": o.what == "drain"}
     told = admin.post(o.admin, f"/api/v1/cluster/members/{o.node}", 15, **wish)
     if o.what == "drain" and not o.no_wait:
-        if admin.get(o.admin, "/api/v1/cluster/moves")["paused"]:
-            raise RoostError(f"{o.node} shall hand over everything, but moves are paused: `roost cluster apply`")
+        admin.refuse_if_paused(o.admin, f"{o.node} shall hand over everything, but that waits")
         left = -1
         while left != 0:
             now = admin.get(o.admin, "/api/v1/cluster")["partitions"]

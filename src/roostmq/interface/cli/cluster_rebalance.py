@@ -56,6 +56,8 @@ def main(o: argparse.Namespace) -> int:
 
 
 def _by_load(o: argparse.Namespace) -> int:
+    if not o.dry_run:
+        admin.refuse_if_paused(o.admin, "nothing can be exchanged now")
     wish = {"seconds": o.seconds, "apply": not o.dry_run}
     told = admin.post(o.admin, "/api/v1/cluster/balance", o.seconds + 30, **wish)
     moves = {m["partition"]: m["to"] for m in told["moves"]}

@@ -137,8 +137,7 @@ class Change:
             if len(self.dev.nodes) == 1:
                 raise ConfigError("the last node cannot be removed: stop `roost dev` instead")
         url = next(iter(self.dev.admins().values()))
-        if (await asyncio.to_thread(admin.get, url, "/api/v1/cluster/moves"))["paused"]:
-            raise ConfigError("moves are paused, so nothing would come or go: `roost cluster resume` first")
+        await asyncio.to_thread(admin.refuse_if_paused, url, "nothing would come or go")
         before = await self._look()
         closed = await self._closed()
         if what == "add":
