@@ -11,13 +11,12 @@ Links are first in, first out, each as slow as it likes. Left out: faults (an he
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
-from durability.model import explore
+from cluster.explored import Model
 
 RULES = {
     "halt": "the owner seals only when every door has answered the halt",
@@ -38,12 +37,12 @@ Step = tuple[Any, ...]
 class Live:
     """The session's partition moves. `asks`: the SUBACK is due; `sub`: it has come."""
 
-    def __init__(self, on: set[str], faults: int = 0) -> None:
-        self.on, self.budget = on, faults
+    def __init__(self, on: set[str]) -> None:
+        self.on = on
 
     def first(self) -> World:
         return SimpleNamespace(
-            f=self.budget, wrong="", owner=C, phase="idle", wants=False, asks=False, lost=False, sub=False, at_door=((), ()),
+            f=0, wrong="", owner=C, phase="idle", wants=False, asks=False, lost=False, sub=False, at_door=((), ()),
             at_node=((), ()), interest=(False, False), known=C, halted=False, frozen=False, held=0, due=0, got=0,
             published=0,
         )  # fmt: skip
@@ -142,12 +141,12 @@ class Live:
 class Kept:
     """The keeper moves. `sent`: copies that A has sent to each; `told`: the counts with A's confirmation to B."""
 
-    def __init__(self, on: set[str], faults: int = 0) -> None:
-        self.on, self.budget = on, faults
+    def __init__(self, on: set[str]) -> None:
+        self.on = on
 
     def first(self) -> World:
         return SimpleNamespace(
-            f=self.budget, wrong="", owner=C, phase="idle", kept=False, to_a=((), (), ()), to_b=((), (), ()),
+            f=0, wrong="", owner=C, phase="idle", kept=False, to_a=((), (), ()), to_b=((), (), ()),
             to_node=((), (), ()), a=(C, False), b=(C, False), missing=2, interest=False, held=False, published=False,
             sent=(0, 0), had=(0, 0), told=None, asked="", asks=(), late=False, live=False, found=None,
         )  # fmt: skip
@@ -292,43 +291,7 @@ def put(w: World, name: str, n: int, value: Any) -> None:
     setattr(w, name, tuple(all_of))
 
 
-MACHINES: dict[str, Any] = {"live": Live, "kept": Kept}
-
-
-def run(name: str, off: tuple[str, ...] = ()) -> tuple[int, bool, str, list[str]]:
-    """Explore one machine: states, whether all were seen, what is wrong, the steps to it."""
-    found: tuple[int, bool, str, list[str]] = explore(MACHINES[name](set(RULES) - set(off)), 3_000_000)
-    return found
-
-
-def bitten(rule: str) -> str:
-    """What goes wrong without a rule; empty: nothing."""
-    for name in MACHINES:
-        _, _, wrong, steps = run(name, (rule,))
-        if wrong:
-            return f"{name}: {wrong}, after {len(steps)} steps"
-    return ""
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="cluster.model_interest", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--without", choices=sorted(RULES))
-    parser.add_argument("--each", action="store_true", help="leave out every rule in turn")
-    a = parser.parse_args()
-    if a.each:
-        found = {rule: bitten(rule) for rule in RULES}
-        for rule, wrong in found.items():
-            print(f"without {rule}: {wrong or 'NOTHING FOUND'}")
-        return sum(not wrong for wrong in found.values())
-    worst = 0
-    for name in MACHINES:
-        states, complete, wrong, steps = run(name, (a.without,) if a.without else ())
-        print(f"{name}: {states} states, {'complete' if complete else 'CUT'}, {wrong or 'no violation'}")
-        for number, step in enumerate(steps, 1):
-            print(f"  {number:2} {step}")
-        worst |= bool(wrong)
-    return worst
-
+MODEL = Model(RULES, {"live": Live, "kept": Kept})
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(MODEL.main("cluster.model_interest", __doc__ or ""))

@@ -12,13 +12,12 @@ Left out: append and fence are one step (the log has a model of its own), intere
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
-from durability.model import explore
+from cluster.explored import Model
 
 RULES = {
     "halt": "the owner seals only when every door has answered the halt, behind all that it had said",
@@ -246,49 +245,14 @@ def put(w: World, name: str, n: int, value: Any) -> None:
     setattr(w, name, tuple(pair))
 
 
-CONFIGS: dict[str, dict[str, Any]] = {
-    "log": {"messages": 3, "mem": (), "faults": 1},
-    "memory": {"messages": 3, "mem": (1, 2), "faults": 0},
-    "both": {"messages": 3, "mem": (2,), "faults": 1},
-}
-
-
-def run(name: str, off: tuple[str, ...] = (), limit: int = 3_000_000) -> tuple[int, bool, str, list[str]]:
-    """Explore one configuration: states, whether all were seen, what is wrong, the steps to it."""
-    found: tuple[int, bool, str, list[str]] = explore(Move(set(RULES) - set(off), **CONFIGS[name]), limit)
-    return found
-
-
-def bitten(rule: str) -> str:
-    """What goes wrong without a rule, in the first configuration in which it does; empty: nothing."""
-    for name in CONFIGS:
-        _, _, wrong, steps = run(name, (rule,))
-        if wrong:
-            return f"{name}: {wrong}, after {len(steps)} steps"
-    return ""
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="cluster.model_move", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--without", choices=sorted(RULES))
-    parser.add_argument("--each", action="store_true", help="leave out every rule in turn")
-    a = parser.parse_args()
-    if a.each:
-        missed = 0
-        for rule in RULES:
-            found = bitten(rule)
-            print(f"without {rule}: {found or 'NOTHING FOUND'}", flush=True)
-            missed += not found
-        return missed
-    worst = 0
-    for name in CONFIGS:
-        states, complete, wrong, steps = run(name, (a.without,) if a.without else ())
-        print(f"{name}: {states} states, {'complete' if complete else 'CUT'}, {wrong or 'no violation'}")
-        for number, step in enumerate(steps, 1):
-            print(f"  {number:2} {step}")
-        worst |= bool(wrong)
-    return worst
-
+MODEL = Model(
+    RULES,
+    {
+        "log": lambda on: Move(on, messages=3, mem=(), faults=1),
+        "memory": lambda on: Move(on, messages=3, mem=(1, 2), faults=0),
+        "both": lambda on: Move(on, messages=3, mem=(2,), faults=1),
+    },
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(MODEL.main("cluster.model_move", __doc__ or ""))

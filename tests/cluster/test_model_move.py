@@ -1,34 +1,25 @@
-"""The rules of a planned move hold in every reachable state, and each of them is needed."""
+"""The rules of a planned move, and those for who subscribes in one, hold in every reachable state; each of them is needed."""
 
 from __future__ import annotations
 
 import pytest
 
-from cluster import model_interest, model_move
+from cluster.explored import Model
+from cluster.model_interest import MODEL as INTEREST
+from cluster.model_move import MODEL as MOVE
+
+MODELS = {"move": MOVE, "interest": INTEREST}
 
 
-@pytest.mark.parametrize("name", model_move.CONFIGS)
-def test_all_rules(name: str) -> None:
-    states, complete, wrong, steps = model_move.run(name)
-    assert not wrong, f"{wrong}: {steps}"
-    assert complete
-    assert states > 500
-
-
-@pytest.mark.parametrize("rule", model_move.RULES)
-def test_without(rule: str) -> None:
-    """A model that finds nothing when a rule is gone does not see the rule."""
-    assert model_move.bitten(rule)
-
-
-@pytest.mark.parametrize("name", model_interest.MACHINES)
-def test_who_subscribes_in_a_move_misses_nothing(name: str) -> None:
-    states, complete, wrong, steps = model_interest.run(name)
+@pytest.mark.parametrize(("model", "name"), [(m, name) for m in MODELS.values() for name in m.machines])
+def test_all_rules(model: Model, name: str) -> None:
+    states, complete, wrong, steps = model.run(name)
     assert not wrong, f"{wrong}: {steps}"
     assert complete
     assert states > 300
 
 
-@pytest.mark.parametrize("rule", model_interest.RULES)
-def test_each_rule_for_subscribers_is_needed(rule: str) -> None:
-    assert model_interest.bitten(rule)
+@pytest.mark.parametrize(("model", "rule"), [(m, rule) for m in MODELS.values() for rule in m.rules])
+def test_without(model: Model, rule: str) -> None:
+    """A model that finds nothing when a rule is gone does not see the rule."""
+    assert model.bitten(rule)

@@ -192,10 +192,6 @@ class Node:
             if all(w.lapsed(m) for m in self.members.nodes):
                 self.change = self.compare("members", self.members, self.alone)
             return
-        if self.is_calm():
-            if self.acts_when_calm():
-                self.act(self.heard_of())
-            return
         beats = self.heard_of()
         made = votes.report(self.members, self.name, self.incarnation, beats, self.report)
         if self.report is None or made.silent != self.report.silent:
@@ -204,7 +200,7 @@ class Node:
         if "bind" in w.rules:
             self.bound = {n: self.bound.get(n, self.theirs.get(n, -10_000)) for n in made.silent}
         w.reports[self.name] = made
-        gone = votes.voted_out(self.members, w.reports) if any(r.silent for r in w.reports.values()) else None
+        gone = votes.voted_out(self.members, w.reports)
         if "votes" not in w.rules and made.silent:
             gone = made.silent[0]
         heard = 1 + sum(b.heard_ms <= votes.SILENT_MS for b in beats)
@@ -228,20 +224,6 @@ class Node:
             for key in self.starts
             if key != self.key
         ]
-
-    def is_calm(self) -> bool:
-        """Nobody reports anybody, and nobody has to: the policies, asked, would say that nothing is to be done."""
-        w = self.world
-        since = w.now - votes.SILENT_MS
-        if self.report is None or self.report.version != self.members.version or "votes" not in w.rules:
-            return False
-        if any(r.silent for r in w.reports.values()):
-            return False
-        heard, changed_ms = self.heard, self.changed_ms
-        return all(key == self.key or heard.get(key, changed_ms) >= since for key in self.starts)
-
-    def acts_when_calm(self) -> bool:
-        return self.members.nodes[0].node == self.name  # slots rise with names here
 
     def act(self, beats: list[Beat]) -> None:
         w = self.world
