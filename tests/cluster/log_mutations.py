@@ -1,4 +1,4 @@
-"""Every rule of the log on JetStream is taken out in turn, and `engine-nats/tests/fence.rs` must notice.
+"""Every rule of the log on JetStream is taken out in turn, and `engine-nats/tests/fence` must notice.
 
 Contract: copies the workspace's sources to target/mutants-nats (or --folder), applies one small patch, builds, runs the
 test, and demands a failure; a mutant that does not build is an error, not a success. The tree without a mutation must

@@ -1,75 +1,69 @@
-//! Promise 2 (an acknowledgement means something), for the log of a cluster: whatever is lost, delayed or doubled between
-//! owners and JetStream, what an owner was told to be safe is in every later replay, once and in order; no owner is stuck; and
-//! no damage is reported where there is none. The questions are those of the model `log_fence`; `log_mutations.py` takes
-//! each rule out and demands that this fails.
-
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+//! Owners, a linear log, and a network between them that loses, delays and doubles; leaders that are none any more.
 
 use std::collections::{HashSet, VecDeque};
 
-use proptest::prelude::*;
-use roostmq_engine::log::{Anchor, At, Batch, ClusterLogEvent, Fence, Header};
+use roostmq_engine::log::{Anchor, At, Batch, ClusterLogEvent, Fence};
 use roostmq_engine_nats::chain::{Action, Answer, Chain, Seen};
-use roostmq_engine_nats::frame::{Kind, decode, encode};
+use roostmq_engine_nats::frame::{Kind, decode};
 use roostmq_engine_nats::replay::{Found, Replay};
 
-const P: u16 = 5;
+pub const P: u16 = 5;
 const OWNERS: usize = 4;
 /// So many stale answers of a leader that is none any more, in a row.
 const STALE: u32 = 4;
 
 /// A request on its way: who sent it, what, on which condition, and whether somebody still waits for its answer.
-struct Request {
-    owner: usize,
-    bytes: Vec<u8>,
-    expect: Option<At>,
-    awaited: bool,
+pub struct Request {
+    pub owner: usize,
+    pub bytes: Vec<u8>,
+    pub expect: Option<At>,
+    pub awaited: bool,
 }
 
-struct Owner {
-    chain: Chain,
-    epoch: u32,
-    next: u64,
-    number: u64,
-    fenced: Option<At>,
-    damaged: bool,
-    resigned: bool,
-    look: Option<At>,
-    stale: u32,
-    trims: VecDeque<At>,
+pub struct Owner {
+    pub chain: Chain,
+    pub epoch: u32,
+    pub next: u64,
+    pub number: u64,
+    pub fenced: Option<At>,
+    pub damaged: bool,
+    pub resigned: bool,
+    pub look: Option<At>,
+    pub stale: u32,
+    pub trims: VecDeque<At>,
     /// Records that it read or wrote and knows to be safe, in order.
-    applied: Vec<u64>,
-    pushed: Vec<(u64, Vec<u64>)>,
+    pub applied: Vec<u64>,
+    pub pushed: Vec<(u64, Vec<u64>)>,
 }
 
 /// Linear, as one subject of a stream is; the sequence of `log[i]` is `i + 1`. `None` was given back.
 #[derive(Default)]
-struct World {
-    log: Vec<Option<Vec<u8>>>,
+pub struct World {
+    pub log: Vec<Option<Vec<u8>>>,
     /// What was given back, with what lay there and how long the log was then.
-    given_back: Vec<(usize, usize, Vec<u8>)>,
-    net: Vec<Request>,
-    owners: Vec<Owner>,
-    acked: Vec<(u64, At)>,
+    pub given_back: Vec<(usize, usize, Vec<u8>)>,
+    pub net: Vec<Request>,
+    pub owners: Vec<Owner>,
+    pub acked: Vec<(u64, At)>,
     /// Records that counted at some time.
-    ever: HashSet<u64>,
-    front: At,
-    record: u64,
-    lossy: bool,
+    pub ever: HashSet<u64>,
+    pub front: At,
+    pub record: u64,
+    pub lossy: bool,
 }
 
-fn found(log: &[Option<Vec<u8>>], at: At) -> Option<Found> {
+pub fn found(log: &[Option<Vec<u8>>], at: At) -> Option<Found> {
     let bytes = log.get(at.checked_sub(1)? as usize)?.as_ref()?;
     Some((at, decode(bytes).map(|(mark, records)| (mark, records.to_vec()))))
 }
 
-fn ids(records: &[u8]) -> Vec<u64> {
+pub fn ids(records: &[u8]) -> Vec<u64> {
     records.chunks(8).map(|b| u64::from_le_bytes(b.try_into().unwrap())).collect()
 }
 
 impl World {
     /// A new owner, which knows the log up to some address already, as a standby does.
-    fn start(&mut self, upto: At) {
+    pub fn start(&mut self, upto: At) {
         let epoch = self.owners.len() as u32 + 1;
         let (mut replay, mut applied) = (Replay::new(P, Anchor::default()), Vec::new());
         for found in (1..=upto).filter_map(|at| found(&self.log, at)) {
@@ -95,7 +89,7 @@ impl World {
         self.act(n, actions);
     }
 
-    fn act(&mut self, n: usize, actions: Vec<Action>) {
+    pub fn act(&mut self, n: usize, actions: Vec<Action>) {
         for action in actions {
             match action {
                 Action::Append { bytes, expect } => {
@@ -112,11 +106,11 @@ impl World {
         }
     }
 
-    fn busy(&self, n: usize) -> bool {
+    pub fn busy(&self, n: usize) -> bool {
         self.owners[n].look.is_some() || self.net.iter().any(|r| r.owner == n && r.awaited)
     }
 
-    fn tell(&mut self, n: usize, event: ClusterLogEvent) {
+    pub fn tell(&mut self, n: usize, event: ClusterLogEvent) {
         let owner = &mut self.owners[n];
         match event {
             ClusterLogEvent::Read { appends, .. } => {
@@ -146,12 +140,12 @@ impl World {
         }
     }
 
-    fn serving(&self, n: usize) -> bool {
+    pub fn serving(&self, n: usize) -> bool {
         let o = &self.owners[n];
         o.fenced.is_some() && !o.resigned && !o.damaged
     }
 
-    fn push(&mut self, n: usize) {
+    pub fn push(&mut self, n: usize) {
         self.record += 1;
         let owner = &mut self.owners[n];
         owner.number += 1;
@@ -169,7 +163,7 @@ impl World {
     }
 
     /// A request arrives: stored or refused, and the answer comes or not.
-    fn arrive(&mut self, i: usize, answered: bool) {
+    pub fn arrive(&mut self, i: usize, answered: bool) {
         let request = self.net.remove(i);
         // the last sequence of the subject: what was given back counts no less
         let last = self.log.len() as At;
@@ -184,13 +178,13 @@ impl World {
         }
     }
 
-    fn answer(&mut self, n: usize, answer: &Answer) {
+    pub fn answer(&mut self, n: usize, answer: &Answer) {
         let actions = self.owners[n].chain.answered(answer);
         self.act(n, actions);
     }
 
     /// A look is answered by a leader whose log ends `behind` before the real one; in windows of `width`.
-    fn see(&mut self, n: usize, behind: usize, width: At) {
+    pub fn see(&mut self, n: usize, behind: usize, width: At) {
         let Some(known) = self.owners[n].look.take() else { return };
         self.owners[n].stale = if behind > 0 { self.owners[n].stale + 1 } else { 0 };
         let mut log = self.log[..self.log.len().saturating_sub(behind)].to_vec();
@@ -213,7 +207,7 @@ impl World {
         self.act(n, actions);
     }
 
-    fn step(&mut self, choice: u16) {
+    pub fn step(&mut self, choice: u16) {
         let (what, x) = (choice % 16, usize::from(choice / 16));
         let n = x % self.owners.len().max(1);
         match what {
@@ -257,7 +251,7 @@ impl World {
     }
 
     /// An owner has completed a checkpoint that begins at an append of its own, and wants to trim.
-    fn trim_some(&mut self, n: usize, x: usize) {
+    pub fn trim_some(&mut self, n: usize, x: usize) {
         let own: Vec<At> = (self.owners[n].fenced.unwrap_or(At::MAX).saturating_add(1)..=self.log.len() as At)
             .filter(|at| {
                 let own = |m: roostmq_engine_nats::frame::Mark| {
@@ -274,7 +268,7 @@ impl World {
         }
     }
 
-    fn give_back(&mut self, before: At) {
+    pub fn give_back(&mut self, before: At) {
         self.front = self.front.max(before);
         let keep = self.log.len() as At;
         for at in 1..before.min(keep) {
@@ -285,7 +279,7 @@ impl World {
     }
 
     /// What a new owner would replay now, by the rules as the model has them, not by the code that is tested.
-    fn replayed(&self) -> Vec<(At, u64)> {
+    pub fn replayed(&self) -> Vec<(At, u64)> {
         let (mut epoch, mut before, mut next, mut front, mut checkpoint) = (0, 0, 0, 0, At::MAX);
         let mut all = Vec::new();
         for (at, what) in (1..=self.log.len() as At).filter_map(|at| found(&self.log, at)) {
@@ -308,7 +302,7 @@ impl World {
         all
     }
 
-    fn check(&mut self) {
+    pub fn check(&mut self) {
         if self.lossy {
             return;
         }
@@ -338,7 +332,7 @@ impl World {
     }
 
     /// All faults end: everything arrives, everybody looks.
-    fn rest(&mut self) {
+    pub fn rest(&mut self) {
         for _ in 0..200 {
             while !self.net.is_empty() {
                 self.arrive(0, true);
@@ -360,7 +354,7 @@ impl World {
     }
 }
 
-fn run(lossy: bool, choices: &[u16]) -> World {
+pub fn run(lossy: bool, choices: &[u16]) -> World {
     let mut world = World { lossy, ..World::default() };
     for choice in choices {
         world.step(*choice);
@@ -370,38 +364,7 @@ fn run(lossy: bool, choices: &[u16]) -> World {
     world
 }
 
-fn cases() -> ProptestConfig {
-    let cases = std::env::var("ROOST_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(20_000);
-    ProptestConfig { cases, failure_persistence: None, max_shrink_iters: 20_000, ..ProptestConfig::default() }
-}
-
-proptest! {
-    #![proptest_config(cases())]
-
-    /// Four owners, one after the other, none learns of the next but from the log.
-    #[test]
-    fn nothing_acknowledged_is_lost_doubled_or_out_of_order(choices in prop::collection::vec(any::<u16>(), 0..160)) {
-        run(false, &choices);
-    }
-
-    /// JetStream forgets its tail under a serving owner: what was acknowledged is there, or the damage is said.
-    #[test]
-    fn a_lost_tail_is_noticed(choices in prop::collection::vec(any::<u16>(), 0..80)) {
-        let world = run(true, &choices);
-        let mut replay = Replay::new(P, Anchor::default());
-        let mut records = Vec::new();
-        for found in (1..=world.log.len() as At).filter_map(|at| found(&world.log, at)) {
-            match replay.take(found) {
-                Ok(append) => records.extend(append.iter().flat_map(|a| ids(&a.records))),
-                Err(_) => return Ok(()), // a replay that says so
-            }
-        }
-        let lost: Vec<_> = world.acked.iter().filter(|(r, at)| *at >= world.front && !records.contains(r)).collect();
-        prop_assert!(lost.is_empty() || world.owners.iter().any(|o| o.damaged), "silently lost: {:?}", lost);
-    }
-}
-
-fn settle(world: &mut World) {
+pub fn settle(world: &mut World) {
     for _ in 0..40 {
         while !world.net.is_empty() {
             world.arrive(0, true);
@@ -409,110 +372,5 @@ fn settle(world: &mut World) {
         for n in 0..world.owners.len() {
             world.see(n, 0, 100);
         }
-    }
-}
-
-/// Found by chance: a log that was trimmed while a new owner read it was read again from a leader that was none any more,
-/// which still had what had been given back, and that was taken for damage.
-#[test]
-fn a_stale_leader_is_no_damage() {
-    let choices = [
-        14048, 15856, 50163, 25936, 2744, 47395, 46707, 32345, 32051, 10929, 19443, 58942, 40065, 563, 0, 1392, 10403,
-        42361, 62959, 50873, 19452,
-    ];
-    run(false, &choices);
-}
-
-/// A stream that is missing, or shorter than the table knows, never restarts empty (design, section 7).
-#[test]
-fn a_shorter_log_is_not_begun_again() {
-    let mut world = World { lossy: true, ..World::default() };
-    world.start(0);
-    let (chain, actions) = Chain::fence(Fence { partition: P, epoch: 2, at_least: 7, ..Fence::default() });
-    world.owners[0].chain = chain;
-    world.net.clear();
-    world.act(0, actions);
-    settle(&mut world);
-    assert!(world.owners[0].damaged);
-    assert!(world.owners[0].fenced.is_none());
-}
-
-/// A log that knows nothing of an epoch under which the table says that it was served is another log: not begun.
-#[test]
-fn a_log_that_was_made_anew_is_not_begun() {
-    let mut world = World { lossy: true, ..World::default() };
-    world.start(0);
-    let (chain, actions) = Chain::fence(Fence { partition: P, epoch: 9, served: 8, ..Fence::default() });
-    world.owners[0].chain = chain;
-    world.net.clear();
-    world.act(0, actions);
-    settle(&mut world);
-    assert!(world.owners[0].damaged);
-    assert!(world.owners[0].fenced.is_none());
-}
-
-/// A log whose front is missing, though nobody gave it back, stops its next owner.
-#[test]
-fn a_missing_front_is_noticed() {
-    let mut world = World { lossy: true, ..World::default() };
-    world.start(0);
-    settle(&mut world);
-    for _ in 0..3 {
-        world.push(0);
-        settle(&mut world);
-    }
-    world.log[0] = None;
-    world.log[1] = None;
-    world.start(0);
-    settle(&mut world);
-    assert!(world.owners[1].damaged);
-}
-
-/// An append that the log does not take while it is full waits and is told; nothing is lost of it.
-#[test]
-fn a_full_log_is_said_and_waited_for() {
-    let mut world = World::default();
-    world.start(0);
-    settle(&mut world);
-    world.push(0);
-    let request = world.net.remove(0);
-    let actions = world.owners[0].chain.answered(&Answer::Full);
-    assert!(actions.contains(&Action::Tell(ClusterLogEvent::Full { partition: P, full: true })));
-    world.act(0, actions);
-    world.see(0, 0, 9);
-    assert_eq!(world.net[0].bytes, request.bytes, "a retry is byte-identical");
-    settle(&mut world);
-    assert_eq!(world.acked.len(), 1);
-}
-
-/// A batch that does not follow the one before it, by address or by index, is not believed.
-#[test]
-fn a_broken_chain_is_not_replayed() {
-    let put = |kind, epoch, first, before| {
-        let header = Header { partition: P, epoch, first, count: 1, before, checkpoint: 0 };
-        decode(&encode(kind, &header, &[0; 8]).0).map(|(mark, records)| (mark, records.to_vec()))
-    };
-    let good = [put(Kind::Epoch, 1, 0, 0), put(Kind::Batch, 1, 0, 1), put(Kind::Batch, 1, 1, 2)];
-    let read = |log: &[Option<_>]| {
-        let mut replay = Replay::new(P, Anchor::default());
-        (1..).zip(log.iter().cloned()).try_for_each(|found| replay.take(found).map(drop))
-    };
-    assert_eq!(read(&good), Ok(()));
-    // a late batch of a lower epoch does not count, and the chain goes on as if it were not there
-    let (late, next) = (put(Kind::Batch, 1, 2, 3), put(Kind::Batch, 2, 2, 4));
-    let log = [good.to_vec(), vec![put(Kind::Epoch, 2, 0, 0), late, next]].concat();
-    let mut replay = Replay::new(P, Anchor::default());
-    let appends = (1..).zip(log).filter_map(|found| replay.take(found).unwrap());
-    assert_eq!(appends.map(|a| a.at).collect::<Vec<_>>(), [2, 3, 6]);
-    for broken in [
-        put(Kind::Batch, 1, 1, 1),
-        put(Kind::Batch, 1, 2, 2),
-        put(Kind::Batch, 1, 0, 2),
-        put(Kind::Batch, 2, 1, 2),
-        None,
-    ] {
-        let mut log = good.clone();
-        log[2] = broken;
-        assert!(read(&log).is_err());
     }
 }
