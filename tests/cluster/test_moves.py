@@ -117,7 +117,7 @@ async def test_a_node_more_and_a_node_less_and_nobody_notices(tmp_path: Path) ->
         assert book.checked["demanded at QoS 2"] > 500
         for stream in streams:
             assert stream.got == list(range(stream.sent)), stream.topic
-            assert stream.sent > 150
+            assert stream.sent > 30, "it went on all the while"
         for told, moved in ((grown, 16), (shrunk, 16)):
             # a move that was called off on a busy machine and made again is none that anybody noticed
             figures = {k: told[k] for k in ("moved", "optimum", "partitions", "sockets_closed", "digests_equal")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from policy.test_failover import NAMES, hand_over, members_of, settle
@@ -35,6 +35,7 @@ def owners(table: PartitionTable) -> list[NodeId | None]:
 
 
 @settings(max_examples=60, deadline=None)
+@example(pins=dict.fromkeys(range(7), NAMES[0]), names=list(NAMES[:6]))
 @given(
     st.dictionaries(st.integers(0, 31), st.sampled_from(NAMES), max_size=32),
     st.lists(st.sampled_from(NAMES), min_size=1, unique=True),

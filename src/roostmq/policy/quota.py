@@ -27,13 +27,21 @@ def fair_shares(partitions: int, members: Sequence[Member]) -> dict[NodeId, Frac
     return {node: partitions * weight / total for node, weight in weights.items()}
 
 
-def quotas(partitions: int, members: Sequence[Member], held: Mapping[NodeId, int]) -> dict[NodeId, int]:
+def quotas(
+    partitions: int, members: Sequence[Member], held: Mapping[NodeId, int], pinned: Mapping[NodeId, int] | None = None
+) -> dict[NodeId, int]:
     """How many partitions each node that is not draining shall own: its share rounded down or up, P in total.
 
     Who holds more than the floor is rounded up first, so that nothing moves for the rounding; then who misses most.
+    Who has more `pinned` to it than its share owns these and no others; the rest is shared by the others.
     """
+    quota: dict[NodeId, int] = {}
     shares = fair_shares(partitions, members)
-    quota = {node: floor(share) for node, share in shares.items()}
+    while full := [node for node, share in shares.items() if (pinned or {}).get(node, 0) > share]:
+        quota |= {node: (pinned or {})[node] for node in full}
+        others = [m for m in members if m.node in shares.keys() - quota.keys()]
+        shares = fair_shares(partitions - sum(quota.values()), others) if others else {}
+    quota |= {node: floor(share) for node, share in shares.items()}
     uneven = [node for node, share in shares.items() if share != floor(share)]
     uneven.sort(key=lambda node: (held.get(node, 0) <= quota[node], quota[node] - shares[node], node))
     for node in uneven[: partitions - sum(quota.values())]:

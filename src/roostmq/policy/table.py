@@ -89,7 +89,7 @@ def plan(
     for pinned, node in fixed.items():
         stay[pinned] = node
     held = Counter(node for node in stay if node is not None)
-    quota = quotas(count, members, held)
+    quota = quotas(count, members, held, Counter(fixed.values()))
     room = {node: quota.get(node, 0) - held[node] for node in nodes}
     owners = _dispose(stay, room, ring, under_way | fixed.keys())
     moves, returned = [], []
