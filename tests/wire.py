@@ -373,7 +373,13 @@ class Client:
 
     def disconnect(self, code: int | None = None, **props: Any) -> None:
         body = b"" if code is None else bytes([code]) + (properties(**props) if props else b"")
+        """And wait for the broker's close: from then on the session is without a connection."""
         self.send(packet(0xE0, body))
+        try:
+            while self.read(WAIT_S) is not None:
+                pass
+        except Closed:
+            pass
         self.socket.close()
 
     def drop(self) -> None:

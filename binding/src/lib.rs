@@ -148,6 +148,12 @@ fn data_import(py: Python<'_>, dir: &str, file: &str) -> PyResult<String> {
     py.detach(|| roostmq_engine::port::import(dir, file)).map_err(EngineError::new_err)
 }
 
+/// Fills the empty logs of a cluster from such a file; the numbers, as JSON. `nats`: settings of its NATS, JSON.
+#[pyfunction]
+fn cluster_import(py: Python<'_>, file: &str, nats: &str) -> PyResult<String> {
+    py.detach(|| roostmq_engine::port::import_cluster(file, nats, &nats::open)).map_err(EngineError::new_err)
+}
+
 /// The point of each id on the ring of a cluster with this key: 8 bytes each, little-endian.
 #[pyfunction]
 fn hash_ids(py: Python<'_>, key0: u64, key1: u64, ids: Vec<PyBackedBytes>) -> Bound<'_, PyBytes> {
@@ -171,5 +177,6 @@ fn _engine(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(data_verify, m)?)?;
     m.add_function(wrap_pyfunction!(data_export, m)?)?;
     m.add_function(wrap_pyfunction!(data_import, m)?)?;
+    m.add_function(wrap_pyfunction!(cluster_import, m)?)?;
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Who wants what: how lanes (and later nodes) know each other's subscriptions without sharing them.
 //!
 //! Each place counts its own filters and tells its peers, in versioned deltas, wildcard filters as text and exact topics
-//! as 64-bit fingerprints. A SUBACK waits until every peer has confirmed the version that contains its filter, so a
+//! as fingerprints (`prints.rs`). A SUBACK waits until every peer has confirmed the version that contains its filter, so a
 //! publish through any other door after it never misses (`30-cluster.md` section 5). A false positive costs one needless
 //! forward.
 
@@ -9,12 +9,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use hashbrown::HashMap as FastMap;
-
+use crate::prints::{Fingerprint, Prints};
 use crate::tree::{Keyed, Tree};
-
-/// Fingerprint of an exact topic.
-pub type Fingerprint = u64;
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Peer(u16);
@@ -68,7 +64,7 @@ impl Wanted {
             if crate::topic::has_wildcard(filter) {
                 wanted.wild.insert(filter, Peer(0));
             } else {
-                wanted.exact.insert(crate::ring::siphash(key, filter.as_bytes()));
+                wanted.exact.insert(fingerprint(key, filter));
             }
         }
         wanted
@@ -85,7 +81,7 @@ impl Wanted {
     /// Was the topic wanted?
     #[must_use]
     pub fn has(&self, topic: &str) -> bool {
-        let mut found = self.exact.contains(&crate::ring::siphash(self.key, topic.as_bytes()));
+        let mut found = self.exact.contains(&fingerprint(self.key, topic));
         self.wild.matches(topic, &mut |_| found = true);
         found
     }
@@ -108,7 +104,7 @@ pub struct Interest {
     delta: Delta,
     confirmed: Vec<u64>,
     peers_wild: Tree<Peer>,
-    peers_exact: FastMap<Fingerprint, u64, foldhash::fast::RandomState>,
+    peers_exact: Prints,
     /// Wildcard filters of the peers that may leave.
     wild_of: HashMap<u16, HashSet<Box<str>>>,
     seen: u64,
@@ -141,7 +137,7 @@ impl Interest {
             table: 0,
             touched: false,
             peers_wild: Tree::new(),
-            peers_exact: FastMap::default(),
+            peers_exact: Prints::default(),
             wild_of: HashMap::new(),
             seen: 0,
         }
@@ -152,7 +148,7 @@ impl Interest {
     }
 
     fn fingerprint(&self, topic: &str) -> Fingerprint {
-        crate::ring::siphash(self.key, topic.as_bytes())
+        fingerprint(self.key, topic)
     }
 
     /// One more subscriber of a filter. Returns the version that a SUBACK must wait for, if it must wait.
@@ -166,7 +162,7 @@ impl Interest {
         let own = if wild {
             self.wild.entry(filter.into()).or_insert(fresh)
         } else {
-            let print = crate::ring::siphash(self.key, filter.as_bytes());
+            let print = self.fingerprint(filter);
             self.exact.entry(print).or_insert(fresh)
         };
         own.count += 1;
@@ -271,7 +267,7 @@ impl Interest {
         for filter in peers.filter_map(|p| self.wild_of.get(&p)).flatten() {
             wanted.wild.insert(filter, Peer(0));
         }
-        wanted.exact = self.peers_exact.iter().filter(|(_, m)| **m & mask != 0).map(|(print, _)| *print).collect();
+        wanted.exact = self.peers_exact.wanted_by(mask).collect();
         wanted
     }
 
@@ -305,15 +301,7 @@ impl Interest {
             }
         }
         for &(add, print) in &delta.exact {
-            let mask = self.peers_exact.entry(print).or_default();
-            if add {
-                *mask |= 1 << peer;
-            } else {
-                *mask &= !(1 << peer);
-                if *mask == 0 {
-                    self.peers_exact.remove(&print);
-                }
-            }
+            self.peers_exact.note(print, peer, add);
         }
     }
 
@@ -341,10 +329,7 @@ impl Interest {
         for filter in self.wild_of.insert(peer, HashSet::new()).unwrap_or_default() {
             self.peers_wild.remove(&filter, u64::from(peer));
         }
-        self.peers_exact.retain(|_, mask| {
-            *mask &= !(1 << peer);
-            *mask != 0
-        });
+        self.peers_exact.forget(peer);
     }
 
     /// Rises whenever the answer of [`Self::peers_for`] may have changed.
@@ -359,10 +344,15 @@ impl Interest {
         if self.alone() {
             return 0;
         }
-        let mut mask = self.peers_exact.get(&self.fingerprint(topic)).copied().unwrap_or(0);
+        let mut mask = self.peers_exact.get(self.fingerprint(topic));
         self.peers_wild.matches(topic, &mut |p| mask |= 1 << p.0);
         mask & !(1 << self.me)
     }
+}
+
+/// Some bits of the keyed hash of a topic.
+fn fingerprint(key: (u64, u64), topic: &str) -> Fingerprint {
+    (crate::ring::siphash(key, topic.as_bytes()) >> 32) as Fingerprint
 }
 
 /// Counts down; true if nobody is left.

@@ -25,6 +25,7 @@ pub mod net;
 pub mod outbox;
 pub mod partition;
 pub mod port;
+pub mod prints;
 pub mod queue;
 pub mod record;
 pub mod retained;

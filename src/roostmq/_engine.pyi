@@ -8,6 +8,7 @@ __all__ = [
     "EngineError",
     "Load",
     "check_password",
+    "cluster_import",
     "data_export",
     "data_import",
     "data_inspect",
@@ -73,6 +74,9 @@ def data_verify(dir: str) -> str:
 
 def data_export(dir: str, file: str) -> str:
     """Writes a data directory that no broker uses to a new file; the numbers, as JSON."""
+
+def cluster_import(file: str, nats: str) -> str:
+    """Fills the empty logs of a cluster from such a file; the numbers, as JSON. `nats`: settings of its NATS, JSON."""
 
 def data_import(dir: str, file: str) -> str:
     """Fills an empty directory from such a file; the numbers, as JSON."""

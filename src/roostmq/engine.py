@@ -164,6 +164,11 @@ def data_import(folder: str, file: str) -> dict[str, Any]:
     return _of_data(_engine.data_import, folder, file)
 
 
+def cluster_import(file: str, nats: Settings) -> dict[str, Any]:
+    """Fill the empty logs of a cluster from such a file; the numbers of what is in it."""
+    return _of_data(_engine.cluster_import, file, json.dumps(nats))
+
+
 def make_private(folder: str) -> None:
     """Make a directory that only its owner may look into; one that is there stays as it is. Raises EngineError.
 

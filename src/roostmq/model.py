@@ -32,6 +32,10 @@ class PartitionState(StrEnum):
     """The owner is named and has not said yet that it serves."""
 
 
+FORMATS = (1, 1)
+"""Oldest and newest version of records and links that this release reads."""
+
+
 @dataclass(frozen=True, slots=True)
 class LogRef:
     """A part of a partition's log: the messages of one subject."""
@@ -75,6 +79,10 @@ class Wishes:
     """No move begins. Those under way end."""
     at_once: int = 4
     """So many moves at the same time."""
+    bytes_per_s: int = 0
+    """What a node hands over in a second, on average; 0 is no limit."""
+    append_ms_max: int = 250
+    """A node whose appends took longer lately begins one move in two seconds: live traffic waits for appends, too."""
     pins: Mapping[PartitionId, NodeId] = field(default_factory=dict)
     """Partitions that stay on a node, or go there, as long as it is a member that is not draining."""
     last: Mapping[PartitionId, NodeId | None] = field(default_factory=dict)
@@ -94,7 +102,7 @@ class Member:
     """host:port of its links."""
     zone: str = ""
     weight: float = 1.0
-    formats: tuple[int, int] = (1, 1)
+    formats: tuple[int, int] = FORMATS
     """Oldest and newest version of records and links that it reads."""
     draining: bool = False
     """Shall own nothing any more: it serves until its partitions have moved."""

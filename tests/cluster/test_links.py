@@ -98,6 +98,10 @@ async def test_a_pair_that_is_cut_talks_through_a_third(tmp_path: Path) -> None:
         site.weather.clear()
         await until(lambda: around(site, 0, "n2") is None and around(site, 1, "n1") is None, 10)
         assert ask(site.nodes[2]["admin"], "/api/v1/cluster")["members_version"] == version, "nobody was voted out"
+        site.weather.slow |= dict.fromkeys(both([(site.slots[0], site.slots[1])]), 0.15)
+        await until(lambda: any("the way from n1 to it" in w for w in found(site, 0, "n2")), 10)
+        assert found(site, 0, "n3") == [], "only the slow one is named, within ten seconds"
+        site.weather.clear()
         for client in (reader, *writers):
             client.disconnect()
             client.loop_stop()
@@ -110,6 +114,12 @@ def around(site: ClusterSite, i: int, other: str) -> str | None:
     members = ask(site.nodes[i]["admin"], "/api/v1/cluster")["members"]
     found: str | None = next(m["around"] for m in members if m["node"] == other)
     return found
+
+
+def found(site: ClusterSite, i: int, where: str) -> list[str]:
+    """What a node's doctor says of some place."""
+    findings = ask(site.nodes[i]["admin"], "/api/v1/cluster")["findings"]
+    return [f["what"] for f in findings if f["where"] == where]
 
 
 async def until(true: Callable[[], bool], at_most_s: float) -> None:

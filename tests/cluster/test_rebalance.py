@@ -166,12 +166,12 @@ async def test_what_costs_most_is_spread(tmp_path: Path) -> None:
 
 
 def test_a_lane_s_time_is_divided_by_what_its_partitions_did() -> None:
-    before = {"lanes": [{"busy_ns": 0}, {"busy_ns": 5}], "loads": [[[1, 10, 0], [2, 10, 0]], []]}
+    before = {"lanes": [{"busy_ns": 0}, {"busy_ns": 5}], "loads": [[[1, 10, 0, None], [2, 10, 0, None]], []]}
     after = {
         "lanes": [{"busy_ns": 3_000_000_000}, {"busy_ns": 5}],
-        "loads": [[[1, 30, 7], [2, 20, 9]], [[5, 100, 1]]],
+        "loads": [[[1, 30, 7, ["car", 6]], [2, 20, 9, None]], [[5, 100, 1, None]]],
     }
-    assert costs(before, after, 2.0) == {1: (1.0, 7), 2: (0.5, 9), 5: (0.0, 1)}
+    assert costs(before, after, 2.0) == {1: (1.0, 7, ["car", 6]), 2: (0.5, 9, None), 5: (0.0, 1, None)}
 
 
 def test_shares_go_by_weight_and_a_draining_node_has_none() -> None:

@@ -23,7 +23,7 @@ PYTHON_FLOORS = [
     {"testing", "interface", "__main__"},
 ]
 RUST_FLOORS = [
-    {"limits", "settings", "timers", "channel", "ring", "fatal"},
+    {"limits", "settings", "timers", "channel", "ring", "prints", "fatal"},
     {"topic", "stats"},
     {"codec", "message", "access", "net"},
     {"tree", "retained", "queue", "inflight", "interest", "outbox"},

@@ -12,12 +12,12 @@ from roostmq.runtime.appends import SAMPLES, Appends
 
 def well() -> dict[str, Any]:
     """Three nodes with nothing wrong."""
-    member = {"weight": 1.0, "partitions": 2, "heard_ms": 10, "around": None}
+    member = {"weight": 1.0, "partitions": 2, "heard_ms": 10, "way_ms": 1, "around": None}
     return {
         "node": "n1",
         "age_s": 0.1,
         "log": {"state": "ready", "why": [], "appends_10s": {"count": 100, "mean_ms": 3.0, "unanswered": 0}},
-        "members": [member | {"node": n} for n in ("n1", "n2", "n3")],
+        "members": [member | {"node": "n1", "way_ms": None}, *(member | {"node": n} for n in ("n2", "n3"))],
         "partitions": [{"partition": p, "owner": "n1", "state": "serving"} for p in range(6)],
         "notes": [],
     }
@@ -55,6 +55,19 @@ def test_a_member_that_is_silent_or_behind_a_cut() -> None:
     told["members"][2] |= {"around": "n2"}
     texts = [f["what"] for f in findings(told)]
     assert texts == ["was heard 2.0 s ago by n1", "n1 does not reach it: what they say to each other goes through n2"]
+
+
+def test_a_slow_way_is_named_and_where_it_is() -> None:
+    """One way: the node at its end. All ways: this node's own network, not everybody else's."""
+    told = well()
+    told["members"][2] |= {"way_ms": 230}
+    found = findings(told)
+    assert [(f["where"], f["what"]) for f in found] == [("n3", "the way from n1 to it and back takes 230 ms")]
+    told["members"][1] |= {"way_ms": 190}
+    found = findings(told)
+    assert [(f["where"], f["what"]) for f in found] == [
+        ("n1", "the way to every other node and back takes 190 ms or more")
+    ]
 
 
 def test_latency_is_that_of_the_last_samples() -> None:

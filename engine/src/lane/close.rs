@@ -3,7 +3,7 @@
 use super::{LINGERING, Lane, Timer};
 use crate::codec::{Disconnect, Reason};
 use crate::connection::Stage;
-use crate::net::Read;
+use crate::net::{Read, Transport};
 use crate::partition::{Ending, Input};
 use crate::ring::Ring;
 use crate::stats::{Counter, Gauge};
@@ -103,14 +103,13 @@ impl Lane {
             let (id, address) = (c.client_id.clone(), c.transport.address().to_string());
             self.shared.events.disconnected(&id, &address, text, code, by);
         }
-        if by != "network" {
-            c.transport.close();
-        }
         let attached = matches!(was, Stage::Open | Stage::Attaching);
         if !attached {
             self.remove(key);
-        } else if self.connections.get(key).is_some_and(|c| c.owed.is_empty()) {
+        } else if c.owed.is_empty() {
             self.confirm_end(key);
+        } else if by != "network" {
+            c.transport.close();
         }
     }
 
@@ -144,9 +143,17 @@ impl Lane {
         let at = entry.key();
         if transport.register(self.poll.registry(), mio::Token(LINGERING + at)).is_ok() {
             entry.insert(transport);
+            self.hangups.push(at);
             let key = u32::try_from(at).unwrap_or(u32::MAX);
             self.timers.set(self.now_ms + LINGER_MS, Timer::Linger { key });
             self.drain_lingering(at);
+        }
+    }
+
+    /// The end of a tick, when the sessions have been told: who waits for the close and connects again finds them told.
+    pub(super) fn hang_up(&mut self) {
+        for at in self.hangups.drain(..) {
+            self.lingering.get_mut(at).into_iter().for_each(Transport::close);
         }
     }
 

@@ -144,6 +144,7 @@ pub struct Lane {
     connections: Slab<Box<Connection>>,
     generation: u32,
     lingering: Slab<Transport>,
+    hangups: Vec<usize>,
     partitions: Vec<Option<Box<Partition>>>,
     tree: Tree<Subscriber>,
     interest: Interest,
@@ -212,6 +213,7 @@ impl Lane {
             connections: Slab::new(),
             generation: 0,
             lingering: Slab::new(),
+            hangups: Vec::new(),
             partitions,
             tree: Tree::new(),
             interest: Self::interest_of(number, &shared),
@@ -345,6 +347,7 @@ impl Lane {
         self.append_shared();
         self.flush_dirty();
         self.send_mail();
+        self.hang_up();
         let spent = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.stats.busy_ns.fetch_add(spent, Ordering::Relaxed);
     }

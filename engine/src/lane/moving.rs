@@ -205,6 +205,7 @@ impl Lane {
         let anchor = fleet.tips.get(&partition).copied().unwrap_or_default();
         let Some(leaving) = fleet.leaving.get_mut(&partition) else { return };
         fleet.sealed.insert(partition, Sealed { epoch: leaving.epoch, anchor, partition: gone });
+        self.shared.events.push(json!({"event": "sealed", "partition": partition, "bytes": bytes.len()}));
         leaving.parts = Some((bytes, 0));
         self.send_parts(partition);
     }

@@ -62,15 +62,20 @@ impl Lane {
         let mut loads = Vec::new();
         for (number, partition) in (0u16..).zip(&self.partitions) {
             let Some(partition) = partition else { continue };
-            let before = bytes;
+            let (before, mut largest) = (bytes, None);
             for (_, session) in partition.state().each() {
                 sessions += 1;
                 persistent += i64::from(session.durable());
                 queued += i64::try_from(session.queue.waiting()).unwrap_or(0);
-                bytes += i64::try_from(session.queue.bytes()).unwrap_or(0);
+                let held = i64::try_from(session.queue.bytes()).unwrap_or(0);
+                bytes += held;
+                if held > largest.map_or(0, |(_, most)| most) {
+                    largest = Some((&*session.client_id, held));
+                }
                 open += i64::from(session.queue.open());
             }
-            loads.push((number, partition.work(), bytes - before));
+            let largest = largest.map(|(client, held)| (client.into(), held));
+            loads.push((number, partition.work(), bytes - before, largest));
         }
         self.shared.set_loads(self.number, loads);
         self.stats.set(Gauge::sessions, sessions);
@@ -164,6 +169,7 @@ impl Lane {
             }
         }
         self.work();
+        self.hang_up();
         self.shared.lane_stopped();
     }
 }

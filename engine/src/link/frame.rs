@@ -83,16 +83,29 @@ pub const CARRY: u16 = u16::MAX - 2;
 /// Marks such bytes, passed on: they come from the node whose slot is `to`.
 pub const CARRIED: u16 = u16::MAX - 3;
 
-/// The body of a beat: the receiver's time, given back, and the version of the members that the sender has read.
-#[must_use]
-pub fn beat_body(ours_ms: u64, version: u64) -> Vec<u8> {
-    [ours_ms.to_le_bytes(), version.to_le_bytes()].concat()
+/// What a beat says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BeatBody {
+    /// The receiver's time, given back.
+    pub yours_ms: u64,
+    /// The version of the members that the sender has read.
+    pub version: u64,
+    /// So long the sender has had that time; `u64::MAX` if it does not say.
+    pub held_ms: u64,
 }
 
-/// What a beat says.
-#[must_use]
-pub fn beat_of(body: &[u8]) -> Option<(u64, u64)> {
-    Some((u64_at(body, 0)?, u64_at(body, 8)?))
+impl BeatBody {
+    /// Its bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        [self.yours_ms, self.version, self.held_ms].map(u64::to_le_bytes).concat()
+    }
+
+    /// Reads them.
+    #[must_use]
+    pub fn decode(body: &[u8]) -> Option<Self> {
+        Some(Self { yours_ms: u64_at(body, 0)?, version: u64_at(body, 8)?, held_ms: u64_at(body, 16)? })
+    }
 }
 
 impl Head {
@@ -149,8 +162,9 @@ mod tests {
             prop_assert_eq!(bytes.len(), HEAD);
             prop_assert_eq!(Head::decode(&bytes), Ok(Some(head)));
             prop_assert_eq!(Head::decode(&bytes[..HEAD - 1]), Ok(None));
-            prop_assert_eq!(beat_of(&beat_body(n, words[0])), Some((n, words[0])));
-            let _ = (Greeting::decode(&rubbish), Head::decode(&rubbish), beat_of(&rubbish));
+            let beat = BeatBody { yours_ms: n, version: words[0], held_ms: words[1] };
+            prop_assert_eq!(BeatBody::decode(&beat.encode()), Some(beat));
+            let _ = (Greeting::decode(&rubbish), Head::decode(&rubbish), BeatBody::decode(&rubbish));
         }
     }
 }

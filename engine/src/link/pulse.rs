@@ -7,6 +7,8 @@
 
 use std::collections::HashMap;
 
+use super::frame::BeatBody;
+
 /// A majority must have answered within this, milliseconds.
 pub const ANSWER_MS: u64 = 1_000;
 /// There is no other node: nobody has to answer.
@@ -19,12 +21,15 @@ struct Known {
     answered_ms: u64,
     /// When anything came from it.
     heard_ms: u64,
-    /// Its time, to be given back.
+    /// Its time, to be given back, and when it came.
     its_ms: u64,
+    came_ms: u64,
     /// What it is given instead, as we have reported it.
     bound_ms: Option<u64>,
     /// Version of the members that it has read.
     version: u64,
+    /// The way there and back, lately, in sixteenths of milliseconds.
+    way: u64,
 }
 
 /// See the top of the file.
@@ -35,9 +40,20 @@ pub struct Pulse {
     counted: bool,
 }
 
-/// What is told upwards of one member: slot, milliseconds since it was heard and since what it answered was said, and the
-/// version of the members that it has read.
-pub type Beat = (u16, u64, u64, u64);
+/// What is told upwards of one member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Beat {
+    /// Its slot.
+    pub slot: u16,
+    /// Since it was heard, milliseconds.
+    pub heard_ms: u64,
+    /// Since what it answered last was said.
+    pub answered_ms: u64,
+    /// Version of the members that it has read.
+    pub version: u64,
+    /// What the way there and back takes, on average of the last seconds.
+    pub way_ms: u64,
+}
 
 impl Pulse {
     /// From now on these count beside this node, if it counts itself. Who stays is remembered; who comes has been heard now.
@@ -64,18 +80,28 @@ impl Pulse {
         }
     }
 
-    /// A beat has come: its time, ours that it gives back, and what it has read.
-    pub fn beat(&mut self, slot: u16, its_ms: u64, ours_ms: u64, version: u64) {
+    /// A beat has come: its time, and what it says.
+    pub fn beat(&mut self, slot: u16, its_ms: u64, said: BeatBody, now_ms: u64) {
         let Some(known) = self.members.get_mut(&slot) else { return };
-        known.its_ms = known.its_ms.max(its_ms);
-        known.answered_ms = known.answered_ms.max(ours_ms);
-        known.version = known.version.max(version);
+        if its_ms > known.its_ms {
+            (known.its_ms, known.came_ms) = (its_ms, now_ms);
+        }
+        known.answered_ms = known.answered_ms.max(said.yours_ms);
+        known.version = known.version.max(said.version);
+        if said.yours_ms > 0 && said.held_ms != u64::MAX {
+            let way = now_ms.saturating_sub(said.yours_ms).saturating_sub(said.held_ms);
+            known.way = known.way - known.way / 8 + way * 2;
+        }
     }
 
-    /// What a member is given back.
+    /// What a member is given back, and for how long it is here; `u64::MAX` if that is not what it said last.
     #[must_use]
-    pub fn answer(&self, slot: u16) -> u64 {
-        self.members.get(&slot).map_or(0, |k| k.bound_ms.unwrap_or(k.its_ms))
+    pub fn answer(&self, slot: u16, now_ms: u64) -> (u64, u64) {
+        let Some(k) = self.members.get(&slot) else { return (0, u64::MAX) };
+        match k.bound_ms {
+            Some(bound_ms) => (bound_ms, u64::MAX),
+            None => (k.its_ms, now_ms.saturating_sub(k.came_ms)),
+        }
     }
 
     /// The time at which a majority was surely there; [`ALONE`] if there is nobody else, 0 if this node does not count.
@@ -97,7 +123,13 @@ impl Pulse {
     #[must_use]
     pub fn beats(&self, now_ms: u64) -> Vec<Beat> {
         let since = |then: u64| now_ms.saturating_sub(then);
-        let beat = |(slot, k): (&u16, &Known)| (*slot, since(k.heard_ms), since(k.answered_ms), k.version);
+        let beat = |(slot, k): (&u16, &Known)| Beat {
+            slot: *slot,
+            heard_ms: since(k.heard_ms),
+            answered_ms: since(k.answered_ms),
+            version: k.version,
+            way_ms: k.way / 16,
+        };
         self.members.iter().map(beat).collect()
     }
 }
@@ -105,6 +137,10 @@ impl Pulse {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn said(yours_ms: u64) -> BeatBody {
+        BeatBody { yours_ms, version: 1, held_ms: u64::MAX }
+    }
 
     fn pulse(others: u16) -> Pulse {
         let mut p = Pulse::default();
@@ -118,15 +154,15 @@ mod tests {
         assert_eq!(pulse(0).majority_ms(), ALONE);
         let mut two = pulse(1);
         assert_eq!(two.majority_ms(), 0, "of two both are needed");
-        two.beat(1, 5, 100, 1);
+        two.beat(1, 5, said(100), 0);
         assert_eq!(two.majority_ms(), 100);
         let mut three = pulse(2);
-        three.beat(2, 5, 70, 1);
+        three.beat(2, 5, said(70), 0);
         assert_eq!(three.majority_ms(), 70, "of three one other");
         let mut four = pulse(3);
-        four.beat(1, 5, 70, 1);
+        four.beat(1, 5, said(70), 0);
         assert_eq!(four.majority_ms(), 0, "of four two others");
-        four.beat(3, 5, 60, 1);
+        four.beat(3, 5, said(60), 0);
         assert_eq!(four.majority_ms(), 60, "the older of the two");
         four.set_members(false, (1..=3).map(|s| (s, false)), 80);
         assert_eq!(four.majority_ms(), 0, "who was voted out has none");
@@ -136,13 +172,29 @@ mod tests {
     #[test]
     fn a_report_binds() {
         let mut p = pulse(2);
-        p.beat(1, 500, 70, 1);
+        p.beat(1, 500, said(70), 0);
         p.bind(&[1]);
-        p.beat(1, 900, 60, 1);
-        assert_eq!((p.answer(1), p.majority_ms()), (500, 70));
+        p.beat(1, 900, said(60), 0);
+        assert_eq!((p.answer(1, 0).0, p.majority_ms()), (500, 70));
         p.bind(&[]);
-        assert_eq!(p.answer(1), 900);
+        assert_eq!(p.answer(1, 0).0, 900);
         p.set_members(true, [(1, true), (2, false)].into_iter(), 1_000);
-        assert_eq!((p.answer(1), p.majority_ms()), (0, 0), "another incarnation begins anew");
+        assert_eq!((p.answer(1, 0).0, p.majority_ms()), (0, 0), "another incarnation begins anew");
+    }
+
+    /// The way there and back is what is left when the other end's waiting is taken off; a bound answer tells nothing of it.
+    #[test]
+    fn the_way_is_measured() {
+        let mut p = pulse(1);
+        for n in 1..200u64 {
+            let now_ms = n * 250;
+            p.beat(1, now_ms, BeatBody { yours_ms: now_ms - 190, version: 1, held_ms: 150 }, now_ms);
+        }
+        assert!((39..=40).contains(&p.beats(50_000)[0].way_ms), "{:?}", p.beats(50_000));
+        assert_eq!(p.answer(1, 49_760), (49_750, 10));
+        p.bind(&[1]);
+        assert_eq!(p.answer(1, 49_760).1, u64::MAX);
+        p.beat(1, 60_000, said(1), 60_000);
+        assert!((39..=40).contains(&p.beats(60_000)[0].way_ms));
     }
 }

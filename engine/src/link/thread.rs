@@ -14,7 +14,7 @@ use mio::{Events, Interest, Poll, Token};
 use super::around::Around;
 use super::desk::{Desk, Event, Inbox, Letter, Member, Site, Tell};
 use super::flow::{Flow, Hello};
-use super::frame::{BEAT, BEGIN, CARRIED, CARRY, GREETING, Greeting, HEAD, Head, beat_body, beat_of};
+use super::frame::{BEAT, BEGIN, BeatBody, CARRIED, CARRY, GREETING, Greeting, HEAD, Head};
 use super::pulse::Pulse;
 use super::wire::{Wire, is_later};
 
@@ -354,8 +354,8 @@ impl Work {
         }
         peer.flow.confirm(head.received);
         if head.from == BEAT {
-            let (ours_ms, version) = beat_of(body).ok_or("a short beat")?;
-            self.pulse.beat(slot, head.now_ms, ours_ms, version);
+            let said = BeatBody::decode(body).ok_or("a short beat")?;
+            self.pulse.beat(slot, head.now_ms, said, (self.site.now_ms)());
             self.note_majority();
         } else if head.n > 0 && peer.flow.receive(head.n).map_err(|b| b.0)? {
             let (Head { from, to, now_ms, .. }, incarnation) = (*head, peer.incarnation);
@@ -411,7 +411,8 @@ impl Work {
             let received = peer.flow.received();
             let Some(socket) = peer.token.and_then(|t| self.sockets.get_mut(&t)) else { continue };
             if due {
-                let body = beat_body(self.pulse.answer(*slot), self.version);
+                let (yours_ms, held_ms) = self.pulse.answer(*slot, now_ms);
+                let body = BeatBody { yours_ms, version: self.version, held_ms }.encode();
                 let len = u32::try_from(body.len()).unwrap_or(0);
                 Head { len, received, now_ms, from: BEAT, to: BEAT, ..Head::default() }.encode(&mut socket.out);
                 socket.out.extend_from_slice(&body);

@@ -88,10 +88,10 @@ fn tell_link(shared: &Arc<Shared>, event: Event) {
         Event::Beats(version, beats, carriers) => {
             let nodes: Vec<_> = beats
                 .iter()
-                .map(|(slot, heard_ms, answered_ms, members)| {
-                    let around = carriers.iter().find(|(s, _)| s == slot).map(|(_, carrier)| carrier);
-                    json!({"slot": slot, "heard_ms": heard_ms, "answered_ms": answered_ms, "members": members,
-                        "around": around})
+                .map(|b| {
+                    let around = carriers.iter().find(|(s, _)| *s == b.slot).map(|(_, carrier)| carrier);
+                    json!({"slot": b.slot, "heard_ms": b.heard_ms, "answered_ms": b.answered_ms, "members": b.version,
+                        "way_ms": b.way_ms, "around": around})
                 })
                 .collect();
             shared.events.push(json!({"event": "links", "members": version, "nodes": nodes}));

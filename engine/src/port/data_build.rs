@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 
-use super::data_check::{Checked, NOW_MS, at, body, nothing, qos, stored, will};
+use super::data_check::{Checked, at, body, nothing, qos, stored, will};
 use super::data_format::{
     EndLine, GroupLine, Header, HeldLine, Line, MessageLine, OriginLine, RetainedLine, SessionLine, StageText,
     SubscriptionLine, Uid,
@@ -61,12 +61,40 @@ struct Owner {
     detached: Option<(u32, u64, u64)>,
 }
 
+/// A log that takes what was built.
+pub(super) trait Place {
+    /// Records of some partitions, in order.
+    fn put(&mut self, batches: Vec<Batch>) -> io::Result<()>;
+    /// That was all: it must be safe now.
+    fn end(&mut self) -> io::Result<()>;
+}
+
+/// The log of a directory.
+pub(super) struct OnDisk {
+    pub writer: Writer,
+    /// Engine time of the new log.
+    pub now_ms: u64,
+    pub epoch: u32,
+    pub at_ms: u64,
+}
+
+impl Place for OnDisk {
+    fn put(&mut self, batches: Vec<Batch>) -> io::Result<()> {
+        let piece = Piece { now_ms: self.now_ms, epoch: self.epoch, batches, ..Piece::default() };
+        self.writer.write(&[piece], self.at_ms, true).map(drop)
+    }
+
+    fn end(&mut self) -> io::Result<()> {
+        self.writer.end_cleanly(self.now_ms, self.at_ms)
+    }
+}
+
 /// The log that is being built.
-pub(super) struct Build {
-    writer: Writer,
+pub(super) struct Build<P> {
+    place: P,
     ring: Ring,
     incarnation: u32,
-    at_ms: u64,
+    now_ms: u64,
     parts: Vec<Part>,
     owners: HashMap<u64, Owner>,
     owners_ended: bool,
@@ -78,14 +106,15 @@ fn known(owners: &HashMap<u64, Owner>, uid: Uid, group: bool) -> Checked<&Owner>
     owners.get(&uid.0).filter(|o| o.group == group).ok_or_else(|| format!("no line names a {what} {uid}"))
 }
 
-impl Build {
-    pub fn new(writer: Writer, ring: Ring, header: &Header) -> Self {
+impl<P: Place> Build<P> {
+    /// `now_ms`: engine time of the new log.
+    pub fn new(place: P, ring: Ring, header: &Header, now_ms: u64) -> Self {
         Self {
-            writer,
+            place,
             parts: (0..ring.partitions()).map(|_| Part::default()).collect(),
             ring,
             incarnation: header.incarnation,
-            at_ms: header.at_ms.0,
+            now_ms,
             owners: HashMap::new(),
             owners_ended: false,
             numbers: EndLine::default(),
@@ -133,7 +162,7 @@ impl Build {
     }
 
     fn session(&mut self, s: SessionLine) -> Checked {
-        let uid = s.uid;
+        let (uid, now) = (s.uid, self.now_ms);
         let connected = s.will.is_some() && s.will_left_ms.is_none();
         if s.will.is_none() && s.will_left_ms.is_some() {
             return Err("will_left_ms without a will".to_owned());
@@ -149,7 +178,7 @@ impl Build {
             last_n: s.last_n.0,
             last_index: None,
             sent: 0,
-            detached: (!connected).then(|| (s.expiry_s, at(s.ends_left_ms), at(s.will_left_ms))),
+            detached: (!connected).then(|| (s.expiry_s, at(now, s.ends_left_ms), at(now, s.will_left_ms))),
         };
         let armed = s.will.map(will).transpose()?;
         let part = self.part(owner.partition)?;
@@ -274,7 +303,7 @@ impl Build {
                 return Err(format!("given: n {n} is not from 1 to last_n, {last_n}"));
             }
         }
-        let (message, origin) = stored(&body(m), false)?;
+        let (message, origin) = stored(&body(m), self.now_ms, false)?;
         let part = self.part(partition)?;
         part.touched.extend((origin.n != 0).then_some(origin.uid));
         part.commit(Record::GroupEnqueued { uid, index, message: &message, origin });
@@ -304,7 +333,7 @@ impl Build {
             }
         };
         let extra = Extra::of(m.identifiers.iter().copied().collect(), group);
-        let (message, origin) = stored(&body(m), received)?;
+        let (message, origin) = stored(&body(m), self.now_ms, received)?;
         let part = self.part(partition)?;
         part.touched.extend((origin.n != 0).then_some(origin.uid));
         fill(part, slot, index, false);
@@ -317,7 +346,7 @@ impl Build {
     }
 
     fn retained(&mut self, m: &RetainedLine) -> Checked {
-        let (message, _) = stored(m, false)?;
+        let (message, _) = stored(m, self.now_ms, false)?;
         let part = self.part(self.ring.partition(&m.topic))?;
         if part.state.retained.get(&m.topic).is_some() {
             return Err(format!("`{}` has a retained message already", m.topic));
@@ -382,18 +411,17 @@ impl Build {
             part.written += u64::from(count);
             part.batches += 1;
         }
-        let piece = Piece { now_ms: NOW_MS, epoch: self.incarnation + 1, batches, ..Piece::default() };
-        self.writer.write(&[piece], self.at_ms, true).map(drop)
+        self.place.put(batches)
     }
 
-    /// Ends the log as it should; what was written.
+    /// Ends the log as it should; what was written, and where.
     ///
     /// # Errors
-    /// As the operating system says.
-    pub fn close(mut self) -> io::Result<Vec<State>> {
+    /// As the place says.
+    pub fn close(mut self) -> io::Result<(Vec<State>, P)> {
         self.flush(0)?;
-        self.writer.end_cleanly(NOW_MS, self.at_ms)?;
-        Ok(self.parts.into_iter().map(|part| part.state).collect())
+        self.place.end()?;
+        Ok((self.parts.into_iter().map(|part| part.state).collect(), self.place))
     }
 }
 

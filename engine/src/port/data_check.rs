@@ -6,9 +6,6 @@ use crate::message::{Head, Message, Origin, Stored};
 use crate::session::Will;
 use crate::topic;
 
-/// Engine time of the export in the new log.
-pub(super) const NOW_MS: u64 = 1_000;
-
 /// The text says what is wrong.
 pub(super) type Checked<T = ()> = Result<T, String>;
 
@@ -33,12 +30,13 @@ fn properties(bytes: &[u8]) -> Checked {
     }
 }
 
-pub(super) fn at(left_ms: Option<Num>) -> u64 {
-    left_ms.map_or(0, |left| NOW_MS + left.0)
+/// Engine time at which what is left is over; 0 is never.
+pub(super) fn at(now_ms: u64, left_ms: Option<Num>) -> u64 {
+    left_ms.map_or(0, |left| now_ms + left.0)
 }
 
 /// The message of a line, with what is to be taken of its origin.
-pub(super) fn stored(m: &RetainedLine, may_be_empty: bool) -> Checked<(Stored, Origin)> {
+pub(super) fn stored(m: &RetainedLine, now_ms: u64, may_be_empty: bool) -> Checked<(Stored, Origin)> {
     if !(topic::valid_name(&m.topic) || may_be_empty && m.topic.is_empty()) {
         return Err(format!("`{}` is not a topic", m.topic));
     }
@@ -48,7 +46,7 @@ pub(super) fn stored(m: &RetainedLine, may_be_empty: bool) -> Checked<(Stored, O
     properties(&m.properties.0)?;
     let head = Head {
         publisher: m.publisher.map_or(0, |uid| uid.0),
-        deadline_ms: at(m.expiry_left_ms),
+        deadline_ms: at(now_ms, m.expiry_left_ms),
         qos: qos(m.published_qos)?,
         retain: m.published_retain,
         ..Head::default()

@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::data_build::Build;
+use super::data_build::{Build, OnDisk, Place};
 use super::data_format::{EndLine, Header, Line, VERSION};
 use super::recovery::{SEGMENT_BYTES, key_check, replay};
 use crate::log::{Directory, Disk, Identity, Storage, Writer};
-use crate::record::digest;
+use crate::record::{State, digest};
 use crate::ring::Ring;
 
 /// Fills a directory that is empty or not there from an export file: JSON object with the numbers of `sessions`,
@@ -22,16 +22,14 @@ use crate::ring::Ring;
 /// The directory holds something; the file cannot be read or is not what the format says (the text names the line);
 /// then nothing is left that a broker would start with.
 pub fn import(dir: &str, file: &str) -> Result<String, String> {
-    let (path, name) = (Path::new(dir), Path::new(file));
+    let path = Path::new(dir);
     match fs::read_dir(path).map(|mut entries| entries.next().is_some()) {
         Ok(false) => {}
         Ok(true) => return Err(format!("{dir}: is not empty; an import fills a new directory: name another")),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => return Err(format!("{dir}: {e}")),
     }
-    let opened = fs::File::open(name).map_err(|e| format!("{file}: cannot be read: {e}"))?;
-    let mut lines = Lines { name: file, input: BufReader::with_capacity(1 << 20, opened), number: 0, text: Vec::new() };
-    let header = header(&mut lines)?;
+    let (mut lines, header) = open(file)?;
     let directory = Directory::open(path)?;
     let done = fill(&directory, &header, &mut lines);
     if done.is_err() {
@@ -39,15 +37,27 @@ pub fn import(dir: &str, file: &str) -> Result<String, String> {
         let _ = fs::remove_file(path.join("roost.json"));
         let _ = fs::remove_file(path.join("lock"));
     }
-    let end = done?;
-    Ok(json!({
+    Ok(numbers(&done?).to_string())
+}
+
+/// What an import tells.
+pub(super) fn numbers(end: &EndLine) -> serde_json::Value {
+    json!({
         "sessions": end.sessions, "subscriptions": end.subscriptions, "messages": end.messages,
         "retained": end.retained,
     })
-    .to_string())
 }
 
-struct Lines<'a> {
+/// An export file, with its first line read.
+pub(super) fn open(file: &str) -> Result<(Lines<'_>, Header), String> {
+    let opened = fs::File::open(file).map_err(|e| format!("{file}: cannot be read: {e}"))?;
+    let mut lines = Lines { name: file, input: BufReader::with_capacity(1 << 20, opened), number: 0, text: Vec::new() };
+    let header = header(&mut lines)?;
+    Ok((lines, header))
+}
+
+/// An export file that is read line by line.
+pub(super) struct Lines<'a> {
     name: &'a str,
     input: BufReader<fs::File>,
     number: u64,
@@ -109,16 +119,38 @@ fn header(lines: &mut Lines<'_>) -> Result<Header, String> {
     Ok(header)
 }
 
+/// Engine time of the export in the new log.
+const NOW_MS: u64 = 1_000;
+
 fn fill(directory: &Directory, header: &Header, lines: &mut Lines<'_>) -> Result<EndLine, String> {
-    let fail = |e: io::Error| format!("{}: cannot be written: {e}", directory.path().display());
     let mut identity = Identity::new(header.partitions, header.key.clone());
     identity.incarnation = header.incarnation + 1;
     let storage: Arc<dyn Storage> = Arc::new(Disk { path: directory.log() });
     let check = (identity.partitions, key_check(&identity.key));
     let writer = Writer::new(Arc::clone(&storage), check, SEGMENT_BYTES, 0, BTreeMap::new());
+    let place = OnDisk { writer, now_ms: NOW_MS, epoch: identity.incarnation, at_ms: header.at_ms.0 };
+    let (end, states, _) = build(place, header, lines, NOW_MS)?;
+    let (scan, read) = replay(&*storage, &identity)?;
+    let same = states.iter().zip(&read).all(|(state, (replay, _))| digest(state) == digest(&replay.state));
+    if !same || !scan.damaged.is_empty() || scan.torn.is_some() {
+        return Err(format!("{}: what was written is not what is read back", directory.path().display()));
+    }
+    let fail = |e: io::Error| format!("{}: cannot be written: {e}", directory.path().display());
+    directory.set_identity(&identity).map_err(fail)?;
+    Ok(end)
+}
+
+/// Everything that an export file holds, in a new log; what was built, and where.
+pub(super) fn build<P: Place>(
+    place: P,
+    header: &Header,
+    lines: &mut Lines<'_>,
+    now_ms: u64,
+) -> Result<(EndLine, Vec<State>, P), String> {
+    let fail = |e: io::Error| format!("what was read cannot be written: {e}");
     let key = super::shared::key(Some(&header.key))?;
     let ring = Ring::new(key, usize::try_from(header.partitions).unwrap_or(1), 1);
-    let mut build = Build::new(writer, ring, header);
+    let mut build = Build::new(place, ring, header, now_ms);
     let mut end = None;
     while let Some(line) = lines.next::<Line>()? {
         if end.is_some() {
@@ -139,12 +171,6 @@ fn fill(directory: &Directory, header: &Header, lines: &mut Lines<'_>) -> Result
     }
     let end = end.ok_or_else(|| format!("{}: has no last line: the file was cut off", lines.name))?;
     build.finish().map_err(|what| format!("{}: {what}", lines.name))?;
-    let states = build.close().map_err(fail)?;
-    let (scan, read) = replay(&*storage, &identity)?;
-    let same = states.iter().zip(&read).all(|(state, (replay, _))| digest(state) == digest(&replay.state));
-    if !same || !scan.damaged.is_empty() || scan.torn.is_some() {
-        return Err(format!("{}: what was written is not what is read back", directory.path().display()));
-    }
-    directory.set_identity(&identity).map_err(fail)?;
-    Ok(end)
+    let (states, place) = build.close().map_err(fail)?;
+    Ok((end, states, place))
 }

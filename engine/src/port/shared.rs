@@ -102,7 +102,7 @@ struct DropsReport {
 }
 
 /// Of the partitions of a lane: number, work, bytes in queues.
-pub type Loads = Vec<(u16, u64, i64)>;
+pub type Loads = Vec<(u16, u64, i64, Option<(Box<str>, i64)>)>;
 
 /// What lanes have dropped, on its way to and from `DIR/ledger.json`.
 #[derive(Debug, Default)]

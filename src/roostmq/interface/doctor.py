@@ -8,6 +8,7 @@ from typing import Any
 AGE_S_MAX = 5.0
 SILENT_MS = 1_500
 APPEND_MS_MAX = 250
+WAY_MS_MAX = 100
 
 
 Say = Callable[[str, str, str, str], None]
@@ -55,8 +56,22 @@ def _members(told: dict[str, Any], say: Say) -> None:
         if member["around"] is not None:
             text = f"{told['node']} does not reach it: what they say to each other goes through {member['around']}"
             say("warning", member["node"], text, "see to the network between the two: address, firewall, cable")
+    _ways(told, say)
     if len(told["members"]) == 2:
         say("warning", "members", "two nodes: if one dies the other waits 12 s for the lease", "add a third node")
+
+
+def _ways(told: dict[str, Any], say: Say) -> None:
+    """Links that are slow; if all of them are, it is this node's own network or machine."""
+    ways = {m["node"]: m["way_ms"] for m in told["members"] if m["way_ms"] is not None}
+    slow = {node: ms for node, ms in ways.items() if ms > WAY_MS_MAX}
+    advice = "what has to go there waits as long: look at its network, and whether its machine is overloaded"
+    if len(slow) == len(ways) > 1:
+        text = f"the way to every other node and back takes {min(slow.values())} ms or more"
+        say("warning", told["node"], text, advice)
+        return
+    for node, ms in slow.items():
+        say("warning", node, f"the way from {told['node']} to it and back takes {ms} ms", advice)
 
 
 def _partitions(told: dict[str, Any], say: Say) -> None:

@@ -25,6 +25,7 @@ from roostmq.policy.quota import quotas
 from roostmq.policy.ring import Ring, start_of
 from roostmq.policy.standbys import choose_standbys
 
+NEW = Epoch(0)
 PARTITIONS_MAX = 1 << 15
 """The engine knows no more."""
 
@@ -58,14 +59,14 @@ class Plan:
         return len(self.moves) / len(self.standbys)
 
 
-def empty_table(partitions: int, key_id: str) -> PartitionTable:
-    """The table of `cluster init`: nobody owns anything, epoch 0.
+def empty_table(partitions: int, key_id: str, epoch: Epoch = NEW) -> PartitionTable:
+    """The table of `cluster init`: nobody owns anything yet; `epoch` is that of the logs.
 
     Raises PlacementError if the number is not a power of two from 1 to 32,768.
     """
     if not 1 <= partitions <= PARTITIONS_MAX or partitions & (partitions - 1):
         raise PlacementError(f"{partitions} partitions: a power of two from 1 to {PARTITIONS_MAX} is needed")
-    return PartitionTable(Version(1), key_id, (Assignment(None, Epoch(0)),) * partitions)
+    return PartitionTable(Version(1), key_id, (Assignment(None, epoch),) * partitions)
 
 
 def plan(

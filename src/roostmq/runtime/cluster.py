@@ -22,11 +22,11 @@ from roostmq.engine import Event
 from roostmq.errors import PlacementError, StaleError, StoreError, UnavailableError
 from roostmq.model import (
     Epoch,
-    LogRef,
     Member,
     Members,
     NodeId,
     PartitionId,
+    PartitionState,
     PartitionTable,
     Version,
     Wishes,
@@ -40,11 +40,12 @@ from roostmq.policy.wishes import noted
 from roostmq.runtime.appends import Appends
 from roostmq.runtime.lease import ALIVE_S, Lease
 from roostmq.runtime.moves import Moves, die_behind
-from roostmq.runtime.prepare import access_of, engine_settings, read_meta, take_slot
+from roostmq.runtime.prepare import access_of, check_format, engine_settings, read_meta, take_slot
 from roostmq.runtime.sys_topics import cluster_topics
 from roostmq.store import codec
 from roostmq.store.nats_kv import NatsRegistry
 from roostmq.store.registry import Registry
+from roostmq.store.streams import log_of
 
 LOOK_S = 0.25
 RETRY_S = 1.0
@@ -103,6 +104,7 @@ class Cluster:
             try:
                 self.registry = await NatsRegistry.open(access_of(self.options), self.options.name)
                 self._streams = (await read_meta(self.registry, self.options.name, self.token)).streams
+                await check_format(self.registry)
                 self.slot = await take_slot(self.registry, self.options.name, self.node)
                 await self._read()
                 self.incarnation = max(self.incarnation, self.members.last(self.node) + 1)
@@ -152,11 +154,11 @@ class Cluster:
             case "linked":
                 self.log.info("linked", **event.fields)
             case _ if self.moves.on_event(event):
-                if event.name != "moved":
+                if event.name not in ("moved", "sealed"):
                     self.log.log(30 if event.name != "carried" else 20, event.name, **event.fields)
             case _:
                 return False
-        if event.name in {"served", "carried", "move_failed", "stale"} and self.registry is not None:
+        if event.name in {"served", "carried", "sealed", "move_failed", "stale"} and self.registry is not None:
             self.registry.wake()
         return True
 
@@ -280,7 +282,10 @@ class Cluster:
         """This node's part in planned moves."""
         if self.table is None:
             return False
-        orders = list(self.moves.orders(self.table, self.members))
+        if any(a.state is PartitionState.MOVING and a.owner == self.node for a in self.table.partitions):
+            await self.read_wishes()
+        append_ms = self.appends.figures()["mean_ms"]
+        orders = list(self.moves.orders(self.table, self.members, self.wishes, append_ms))
         if orders:
             self._submit(*orders)
         return await self._set_table(self.moves.next_table(self.table))
@@ -460,16 +465,14 @@ class Cluster:
         news = {
             PartitionId(p): Epoch(epoch)
             for p, epoch in self.served.items()
-            if (a := self.table.partitions[p]).epoch == epoch and a.owner == self.node and a.state == "recovering"
+            if (a := self.table.partitions[p]).epoch == epoch
+            and a.owner == self.node
+            and a.state is PartitionState.RECOVERING
         }
         if news:
             self.log.info("serves", partitions=sorted(news))
-        logs = {p: self._log_of(p, epoch) for p, epoch in news.items()}
+        logs = {p: log_of(self.options.name, self._streams, p, epoch) for p, epoch in news.items()}
         return await self._set_table(serving(self.table, news, logs)) if news else False
-
-    def _log_of(self, partition: PartitionId, epoch: Epoch) -> LogRef:
-        name, stream = self.options.name, partition % self._streams
-        return LogRef(f"ROOST_{name}_LOG_{stream}", f"roost.{name}.log.{stream}.{partition}", epoch)
 
     async def _set_members(self, made: Members) -> None:
         value = codec.pack_members(made)

@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from roostmq.engine import Event
-from roostmq.model import Assignment, Epoch, Members, NodeId, PartitionId, PartitionState, PartitionTable
+from roostmq.model import Assignment, Epoch, Members, NodeId, PartitionId, PartitionState, PartitionTable, Wishes
 from roostmq.policy.epochs import call_off, give_back, own, renew
 
 REMEMBERED = 256
 DIE_AT = os.environ.get("ROOST_DIE_AT")
 """Where a test lets this process die: a step of a move (engine/src/fatal.rs has the engine's)."""
+SLOW_S = 2.0
+"""Between two orders while appends take long."""
 AGAIN_S = 30.0
 """An order whose outcome was never told is given again after this."""
 
@@ -45,6 +47,12 @@ class Moves:
         self._carried: dict[int, int] = {}
         self._failed: dict[int, Failed] = {}
         self._stale: dict[int, int] = {}
+        self._sent = 0
+        """Bytes of what was sealed since the last order."""
+        self._free_s = 0.0
+        """No order before this: what was handed over is spread over time."""
+        self._slow_s = 0.0
+        """Nor before this, while appends take long."""
 
     def on_event(self, event: Event) -> bool:
         """True if it was about a move."""
@@ -52,6 +60,8 @@ class Moves:
             case "carried":
                 self._carried[event["partition"]] = event["epoch"]
                 self._note("carried", event)
+            case "sealed":
+                self._sent += event["bytes"]
             case "moved":
                 self._note("moved", event)
             case "move_failed":
@@ -66,16 +76,35 @@ class Moves:
     def _note(self, what: str, event: Event) -> None:
         self.recent.append({"what": what, "at_s": round(time.time(), 3), **event.fields})
 
-    def orders(self, table: PartitionTable, members: Members) -> Iterator[dict[str, Any]]:
-        """What the engine has to begin."""
-        for p, a in enumerate(table.partitions):
-            if a.state is not PartitionState.MOVING or a.owner != self.node or p in self._failed:
-                continue
+    def orders(
+        self, table: PartitionTable, members: Members, wishes: Wishes, append_ms: float = 0.0
+    ) -> Iterator[dict[str, Any]]:
+        """What the engine has to begin; `append_ms`: what an append takes here now.
+
+        Each order is a partition at rest for a moment, so limits are kept between them: what has begun goes on.
+        """
+        now_s = time.monotonic()
+        sent, self._sent = self._sent, 0
+        if wishes.bytes_per_s:
+            self._free_s = max(self._free_s, now_s) + sent / wishes.bytes_per_s
+        mine = [
+            (p, a)
+            for p, a in enumerate(table.partitions)
+            if a.state is PartitionState.MOVING and a.owner == self.node and p not in self._failed
+        ]
+        slow = append_ms > wishes.append_ms_max
+        begun = [p for p, a in mine if self._ordered.get(p, (0, 0.0))[0] == a.epoch]
+        if now_s < self._free_s or (slow and now_s < self._slow_s) or (wishes.bytes_per_s and begun):
+            return  # how much that one is will be known when it is sent
+        for p, a in mine:
             epoch, at_s = self._ordered.get(p, (0, 0.0))
             target = members.find(a.target) if a.target is not None else None
-            if target is not None and (epoch != a.epoch or time.monotonic() > at_s + AGAIN_S):
-                self._ordered[p] = (a.epoch, time.monotonic())
+            if target is not None and (epoch != a.epoch or now_s > at_s + AGAIN_S):
+                self._ordered[p] = (a.epoch, now_s)
                 yield {"do": "move", "partition": p, "slot": target.slot}
+                self._slow_s = now_s + SLOW_S
+                if slow or wishes.bytes_per_s:
+                    return
 
     def next_table(self, table: PartitionTable) -> PartitionTable:
         """The table with what has ended here, or the same."""

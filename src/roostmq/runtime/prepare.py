@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 from roostmq import engine
 from roostmq.adapters.join_token import JoinToken
 from roostmq.config import Cluster as Options
 from roostmq.errors import ConfigError, StaleError, UnsuitableError
-from roostmq.model import NodeId
+from roostmq.model import FORMATS, Member, NodeId
+from roostmq.policy.formats import finalized, stranger
 from roostmq.policy.members import NODES_MAX
 from roostmq.store import codec
 from roostmq.store.access import NatsAccess
@@ -45,6 +47,32 @@ async def read_meta(registry: Registry, name: str, token: JoinToken) -> codec.Me
     if meta.key_id != key_id(token) or meta.partitions != token.partitions:
         raise ConfigError("cluster.token: belongs to another cluster", option="cluster.token")
     return meta
+
+
+async def check_format(registry: Registry) -> None:
+    """Raises UnsuitableError if this release cannot read what the cluster writes."""
+    if (why := stranger((await _format(registry))[0])) is not None:
+        raise UnsuitableError(why)
+
+
+async def finalize(registry: Registry, members: Sequence[Member]) -> tuple[int, int]:
+    """Put the newest format that all members read in force: what was, and what is.
+
+    Raises PlacementError if one does not read what is in force, StaleError.
+    """
+    was, revision = await _format(registry)
+    made = finalized(was, members)
+    if made != was:
+        await registry.replace("format", codec.pack({"version": made}), revision)
+    return was, made
+
+
+async def _format(registry: Registry) -> tuple[int, int]:
+    """The version of records and links that is in force, and the revision of its entry (0: never finalized)."""
+    entry = await registry.get("format")
+    if entry is None:
+        return FORMATS[0], 0
+    return int(codec.unpack(entry.value, "format")["version"]), entry.revision
 
 
 async def take_slot(registry: Registry, name: str, node: NodeId) -> int:

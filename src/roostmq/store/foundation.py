@@ -5,16 +5,19 @@ What a cluster stands on, made once: the bucket, the streams of the log, the fac
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import secrets
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from roostmq.errors import StaleError, UnsuitableError
+from roostmq.model import Epoch, PartitionId, PartitionTable
 from roostmq.policy.table import empty_table
 from roostmq.store import codec
 from roostmq.store.access import NatsAccess
 from roostmq.store.nats_kv import NatsRegistry
-from roostmq.store.streams import make_streams
+from roostmq.store.streams import log_of, make_streams
 
 LOG_BYTES_MAX = 1 << 30
 
@@ -29,6 +32,8 @@ class Plot:
     replicas: int = 3
     log_bytes_max: int = LOG_BYTES_MAX
     """Bytes that each stream may hold: when one is full, its partitions take nothing more."""
+    epoch: int = 0
+    """Under which the logs were begun; owners have higher ones."""
 
 
 def new_key() -> str:
@@ -41,8 +46,12 @@ def new_secret() -> str:
     return secrets.token_hex(32)
 
 
-async def lay_down(access: NatsAccess, plot: Plot, key: str, key_id: str) -> None:
+async def lay_down(
+    access: NatsAccess, plot: Plot, key: str, key_id: str, fill: Callable[[], None] | None = None
+) -> None:
     """Make everything. Done again with the same key after an interruption, it goes on.
+
+    `fill` writes into the new logs before anybody may use them; it is called in a thread.
 
     Raises UnsuitableError: NATS is too old, refuses, or knows another cluster of this name; UnavailableError.
     """
@@ -52,10 +61,24 @@ async def lay_down(access: NatsAccess, plot: Plot, key: str, key_id: str) -> Non
         there = await registry.get("meta")
         if there is not None and codec.unpack_meta(there.value) != meta:
             raise UnsuitableError(f"NATS knows another cluster `{plot.name}` already: choose another name")
+        if there is not None and fill is not None:
+            raise UnsuitableError(f"cluster `{plot.name}` is laid down already: an import begins a new one")
         await make_streams(access, plot.name, plot.streams, plot.replicas, plot.log_bytes_max)
+        if fill is not None:
+            await asyncio.to_thread(fill)
         with contextlib.suppress(StaleError):
-            await registry.create("table", codec.pack_table(empty_table(plot.partitions, key_id)))
+            await registry.create("table", codec.pack_table(_table(plot, key_id)))
         with contextlib.suppress(StaleError):
             await registry.create("meta", codec.pack_meta(meta))
     finally:
         await registry.close()
+
+
+def _table(plot: Plot, key_id: str) -> PartitionTable:
+    """Nobody owns anything; logs that hold something must be found again."""
+    table = empty_table(plot.partitions, key_id, Epoch(plot.epoch))
+    if plot.epoch == 0:
+        return table
+    numbered = enumerate(table.partitions)
+    rows = (replace(a, logs=(log_of(plot.name, plot.streams, PartitionId(p), a.epoch),)) for p, a in numbered)
+    return replace(table, partitions=tuple(rows))

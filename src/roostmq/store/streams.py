@@ -10,11 +10,18 @@ from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfi
 from nats.js.errors import APIError, NotFoundError
 
 from roostmq.errors import UnavailableError, UnsuitableError
+from roostmq.model import Epoch, LogRef, PartitionId
 from roostmq.store.access import NatsAccess
 from roostmq.store.nats_kv import connect
 
 SERVER_MIN = (2, 12)
 RETRY_S = 0.25
+
+
+def log_of(cluster: str, streams: int, partition: PartitionId, served: Epoch) -> LogRef:
+    """The log of a partition, which has obeyed this epoch."""
+    number = partition % streams
+    return LogRef(f"ROOST_{cluster}_LOG_{number}", f"roost.{cluster}.log.{number}.{partition}", served)
 
 
 def settings(cluster: str, number: int, replicas: int, bytes_max: int) -> StreamConfig:

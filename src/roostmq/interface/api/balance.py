@@ -17,7 +17,7 @@ from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel, Field
 
 from roostmq.errors import PlacementError
-from roostmq.model import PartitionTable
+from roostmq.model import PartitionId, PartitionTable
 from roostmq.policy.balance import Load, Pass, balance
 from roostmq.policy.wishes import pinned
 
@@ -37,46 +37,58 @@ class BalanceWish(BaseModel):
     """What it wants to move is pinned where it shall be."""
 
 
-def costs(before: dict[str, Any], after: dict[str, Any], took_s: float) -> dict[int, tuple[float, int]]:
-    """CPU (seconds per second) and bytes in queues of each partition, between two `stats` events of a node.
+Cost = tuple[float, int, tuple[str, int] | None]
+"""CPU (seconds per second), bytes in queues, and the client with most of these bytes."""
+
+
+def costs(before: dict[str, Any], after: dict[str, Any], took_s: float) -> dict[int, Cost]:
+    """What each partition costs, between two `stats` events of a node.
 
     A lane knows how long it was busy, and how much each of its partitions did: its time is divided by that.
     """
-    found: dict[int, tuple[float, int]] = {}
+    found: dict[int, Cost] = {}
     lanes = zip(before["lanes"], after["lanes"], before["loads"], after["loads"], strict=True)
     for lane_before, lane_after, old, new in lanes:
         busy_s = (lane_after["busy_ns"] - lane_before["busy_ns"]) / 1e9
-        had = {p: work for p, work, _ in old}
-        did = {p: max(0, work - had.get(p, work)) for p, work, _ in new}
+        had = {p: work for p, work, *_ in old}
+        did = {p: max(0, work - had.get(p, work)) for p, work, *_ in new}
         total = sum(did.values()) or 1
-        found |= {p: (busy_s * did[p] / total / took_s, held) for p, _, held in new}
+        found |= {p: (busy_s * did[p] / total / took_s, held, largest) for p, _, held, largest in new}
     return found
 
 
-async def measure(node: Node, seconds: float) -> dict[int, tuple[float, int]]:
+async def measure(node: Node, seconds: float) -> dict[int, Cost]:
     """What the partitions of this node cost."""
     before, begun_s = await node.stats(), time.monotonic()
     await asyncio.sleep(seconds)
     return costs(before, await node.stats(), time.monotonic() - begun_s)
 
 
-def _ask(admin: str, seconds: float) -> dict[int, tuple[float, int]]:
+def _ask(admin: str, seconds: float) -> dict[int, Cost]:
     url = f"http://{admin}/api/v1/cluster/load?seconds={seconds}"
     try:
         with urllib.request.urlopen(url, timeout=seconds + 10) as answer:
-            return {int(p): (cpu, held) for p, cpu, held in json.load(answer)["partitions"]}
+            return {int(p): (cpu, held, largest) for p, cpu, held, largest in json.load(answer)["partitions"]}
     except (OSError, urllib.error.URLError, ValueError) as error:
         raise HTTPException(503, f"the node at {admin} does not say what its partitions cost: {error}") from None
 
 
-async def loads_of_all(cluster: Cluster, node: Node, table: PartitionTable, seconds: float) -> list[Load]:
-    """By partition, measured at the same time everywhere. Raises HTTPException if a member does not answer."""
+async def loads_of_all(
+    cluster: Cluster, node: Node, table: PartitionTable, seconds: float
+) -> tuple[list[Load], dict[str, tuple[PartitionId, Load]]]:
+    """By partition, measured at the same time everywhere; and the client with the longest queue of each.
+
+    Raises HTTPException if a member does not answer.
+    """
     others = [m.admin for m in cluster.members.nodes if m.node != cluster.node]
     told = await asyncio.gather(measure(node, seconds), *(asyncio.to_thread(_ask, a, seconds) for a in others))
     loads = [Load(0.0)] * len(table.partitions)
-    for p, (cpu, held) in ((p, cost) for one in told for p, cost in one.items()):
+    clients = {}
+    for p, (cpu, held, largest) in ((p, cost) for one in told for p, cost in one.items()):
         loads[p] = Load(cpu, float(held))
-    return loads
+        if largest is not None:
+            clients[largest[0]] = (PartitionId(p), Load(0.0, float(largest[1])))
+    return loads, clients
 
 
 def shown(found: Pass, owners: list[Any]) -> dict[str, Any]:
@@ -96,9 +108,9 @@ def add_routes(app: FastAPI, node: Node) -> None:
 
     @app.get("/api/v1/cluster/load")
     async def load(seconds: float = 5.0) -> dict[str, Any]:
-        """CPU and bytes of each partition of this node, measured for so long."""
+        """CPU and bytes of each partition of this node, measured for so long, with the client of its longest queue."""
         found = await measure(node, min(SECONDS_MAX, max(0.1, seconds)))
-        return {"partitions": [[p, cpu, held] for p, (cpu, held) in sorted(found.items())]}
+        return {"partitions": [[p, *cost] for p, cost in sorted(found.items())]}
 
     @app.post("/api/v1/cluster/balance")
     async def pass_over_all(wish: BalanceWish) -> dict[str, Any]:
@@ -106,10 +118,10 @@ def add_routes(app: FastAPI, node: Node) -> None:
         cluster = node.cluster
         if cluster is None or cluster.table is None:
             raise HTTPException(503, "this node has not read the table yet")
-        loads = await loads_of_all(cluster, node, cluster.table, wish.seconds)
+        loads, clients = await loads_of_all(cluster, node, cluster.table, wish.seconds)
         table, members = cluster.table, cluster.members.nodes
         try:
-            found = balance(table, members, cluster.ring_of(members), loads)
+            found = balance(table, members, cluster.ring_of(members), loads, clients)
         except PlacementError as problem:
             raise HTTPException(409, str(problem)) from None
         if wish.apply and found.plan.moves:

@@ -13,9 +13,13 @@ from roostmq.errors import PlacementError
 from roostmq.model import Member, NodeId, PartitionId, Wishes
 from roostmq.policy.table import plan as make_plan
 from roostmq.policy.wishes import AT_ONCE_MAX, pinned, pins_that_hold, undone, unpinned
+from roostmq.runtime import prepare
 
 if TYPE_CHECKING:
     from roostmq.runtime.cluster import Cluster
+
+
+LIMITS = ("paused", "at_once", "bytes_per_s", "append_ms_max")
 
 
 class Wish(BaseModel):
@@ -38,6 +42,8 @@ class MoveWish(BaseModel):
 
     paused: bool | None = None
     at_once: int | None = Field(default=None, ge=1, le=AT_ONCE_MAX)
+    bytes_per_s: int | None = Field(default=None, ge=0)
+    append_ms_max: int | None = Field(default=None, ge=1)
     pin: dict[int, str] = {}
     """Partitions that shall be on a node and stay there."""
     unpin: bool | list[int] = False
@@ -60,11 +66,8 @@ def wished(cluster: Cluster, wish: MoveWish, old: Wishes) -> Wishes:
             raise HTTPException(409, "there is nothing to take back: no planned move was made")
         made = undone(made, cluster.table)
     made = pinned(made, {PartitionId(p): NodeId(node) for p, node in wish.pin.items()})
-    return replace(
-        made,
-        paused=made.paused if wish.paused is None else wish.paused,
-        at_once=made.at_once if wish.at_once is None else wish.at_once,
-    )
+    named = {name: getattr(wish, name) for name in LIMITS}
+    return replace(made, **{name: value for name, value in named.items() if value is not None})
 
 
 def planned(cluster: Cluster, join: str | None, leave: str | None, weight: float) -> dict[str, Any]:
@@ -89,7 +92,8 @@ def planned(cluster: Cluster, join: str | None, leave: str | None, weight: float
     for m in found.moves:
         after[m.partition] = m.target
     counts = {m.node: after.count(m.node) for m in members}
-    return {"moves": moves, "share": found.share, "partitions": counts, "table_version": cluster.table.version}
+    told = {"moves": moves, "share": found.share, "partitions": counts, "table_version": cluster.table.version}
+    return told | {name: getattr(cluster.wishes, name) for name in LIMITS}
 
 
 def add_routes(app: FastAPI, there: Callable[[], Cluster]) -> None:
@@ -120,6 +124,18 @@ def add_routes(app: FastAPI, there: Callable[[], Cluster]) -> None:
         """What is wanted of planned moves."""
         return wishes_told(await there().read_wishes())
 
+    @app.post("/api/v1/cluster/finalize")
+    async def finalize() -> dict[str, Any]:
+        """Write the newest format that all members read; releases that do not read it cannot come back."""
+        known = there()
+        if known.registry is None:
+            raise HTTPException(503, "this node has not reached the registry yet")
+        try:
+            was, made = await prepare.finalize(known.registry, known.members.nodes)
+        except PlacementError as problem:
+            raise HTTPException(409, str(problem)) from None
+        return {"was": was, "format": made}
+
     @app.post("/api/v1/cluster/shed")
     async def shed(wish: ShedWish) -> dict[str, Any]:
         """Send some of this node's clients to other nodes; their sessions stay."""
@@ -129,4 +145,5 @@ def add_routes(app: FastAPI, there: Callable[[], Cluster]) -> None:
 
 def wishes_told(wishes: Wishes) -> dict[str, Any]:
     """As JSON."""
-    return {"paused": wishes.paused, "at_once": wishes.at_once, "pins": dict(wishes.pins), "last": dict(wishes.last)}
+    limits = {name: getattr(wishes, name) for name in LIMITS}
+    return {**limits, "pins": dict(wishes.pins), "last": dict(wishes.last)}

@@ -10,27 +10,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from roostmq.adapters.join_token import JoinToken
-from roostmq.errors import ConfigError
-from roostmq.interface.cli import admin, cluster_moves, cluster_rebalance
+from roostmq.interface.cli import admin, cluster_init, cluster_moves, cluster_rebalance
 
 
 def parser() -> argparse.ArgumentParser:
     """Options of `roost cluster`."""
     p = argparse.ArgumentParser(prog="roost cluster", description="Make a cluster, look at it, ask it why.")
     sub = p.add_subparsers(dest="what", required=True, metavar="COMMAND")
-    init = sub.add_parser("init", help="lay the foundation in NATS and print the join token")
-    init.add_argument("name", help="name of the cluster: letters, digits, `_` and `-`")
-    init.add_argument("--nats", action="append", required=True, metavar="URL", help="where NATS is; may be repeated")
-    init.add_argument(
-        "--partitions", type=int, default=64, metavar="P", help="a power of two, 16 for each node or more"
-    )
-    init.add_argument(
-        "--replicas", type=int, choices=(1, 3), default=3, help="copies of everything in NATS (default 3)"
-    )
-    init.add_argument(
-        "--token-file", type=Path, metavar="FILE", help="write the join token here instead of printing it"
-    )
+    cluster_init.add_parser(sub)
     texts = {
         "status": "members, partitions and log in a few lines",
         "members": "the nodes",
@@ -61,7 +48,7 @@ def main(words: list[str]) -> int:
     """Run one of the commands."""
     options = parser().parse_args(words)
     if options.what == "init":
-        return _init(options)
+        return cluster_init.main(options)
     if options.what in ("backup", "restore"):
         return _keep(options)
     if options.what == "why":
@@ -78,27 +65,6 @@ def main(words: list[str]) -> int:
         {"status": _status, "members": _members, "partitions": _partitions, "doctor": _doctor}[options.what](told)
     bad = options.what == "doctor" and any(f["severity"] == "error" for f in told["findings"])
     return int(bad)
-
-
-def _init(o: argparse.Namespace) -> int:
-    from roostmq.runtime.prepare import key_id
-    from roostmq.store.access import NatsAccess
-    from roostmq.store.foundation import Plot, lay_down, new_key, new_secret
-
-    if o.partitions < 1 or o.partitions & (o.partitions - 1):
-        raise ConfigError(f"--partitions: {o.partitions} is not a power of two")
-    token = JoinToken(o.name, o.partitions, new_key(), new_secret())
-    plot = Plot(o.name, o.partitions, replicas=o.replicas)
-    asyncio.run(lay_down(NatsAccess(tuple(o.nats)), plot, token.key, key_id(token)))
-    text = token.pack()
-    if o.token_file is not None:
-        o.token_file.touch(mode=0o600)
-        o.token_file.write_text(text + "\n")
-        print(f"cluster {o.name} is laid down; the join token is in {o.token_file}", file=sys.stderr)
-        return 0
-    print(f"cluster {o.name} is laid down; each node needs this join token, which is a secret:", file=sys.stderr)
-    print(text)
-    return 0
 
 
 def _keep(o: argparse.Namespace) -> int:

@@ -10,8 +10,11 @@ from typing import Any
 
 from roostmq.errors import ConfigError
 from roostmq.interface.cli import admin
+from roostmq.interface.explain import size
 
 LOOK_S = 0.2
+MOVE_S, MOVED_BYTES_S = 0.2, 140_000_000
+"""What a move takes on loopback (docs/guide/cluster.md): between networks it is what they carry."""
 TEXTS = {
     "plan": "what would move if a node joined or left, or now; nothing is changed",
     "apply": "let moves go on, with progress, until everything is where it should be",
@@ -22,6 +25,7 @@ TEXTS = {
     "unpin": "forget all pins: balance decides again",
     "drain": "move everything away from a node, so that it can be stopped",
     "undrain": "take a drain back: the node gets its share again",
+    "finalize": "after an upgrade of all nodes: write the newest format; the release before cannot come back then",
     "weight": "give a node another share of the partitions",
 }
 COMMANDS = tuple(TEXTS)
@@ -40,7 +44,16 @@ def add_parsers(sub: Any) -> None:
         made[name].add_argument("node", help="name of the node")
     for name in ("apply", "drain"):
         made[name].add_argument("--no-wait", action="store_true", help="do not wait until everything has moved")
-    made["apply"].add_argument("--moves-at-once", type=int, metavar="N", help="so many at the same time; default 4")
+    made["apply"].add_argument("--moves-at-once", type=int, metavar="N", help="so many at the same time; at first 4")
+    made["apply"].add_argument(
+        "--bytes-per-second",
+        type=int,
+        metavar="B",
+        help="each node hands over so much on average; 0, at first: no limit",
+    )
+    made["apply"].add_argument(
+        "--append-ms", type=int, metavar="MS", help="slow down while appends to NATS take longer; at first 250"
+    )
     made["weight"].add_argument("weight", type=float, metavar="W", help="2 is twice the share of a node with 1")
     for one in made.values():
         admin.add_option(one)
@@ -53,6 +66,8 @@ def main(o: argparse.Namespace) -> int:
         return _plan(o)
     if o.what in ("drain", "undrain", "weight"):
         return _change(o)
+    if o.what == "finalize":
+        return _finalize(o)
     if o.what == "apply":
         return _apply(o)
     return _wish(o)
@@ -63,11 +78,16 @@ def _plan(o: argparse.Namespace) -> int:
         raise ConfigError(f"roost cluster plan {o.change}: which node?")
     change = {"join": o.node, "weight": str(o.weight)} if o.change == "add" else {"leave": o.node}
     told = admin.get(o.admin, "/api/v1/cluster/plan", **(change if o.change else {}))
+    told["bytes"] = _bytes_of(o, told)
     if o.json:
         print(json.dumps(told))
         return 0
     print(f"{len(told['moves'])} partitions would move, {told['share']:.1%} of all clients; each one is handed over:")
     print("its clients wait for a moment and stay connected")
+    per_s = told["bytes_per_s"]
+    pace = f"{told['at_once']} at once" + (f", {size(per_s)} a second from each node" if per_s else "")
+    print(f"their queues hold {size(told['bytes'])}; {pace}: {_expected(told)}")
+    print(f"NATS: {2 * len(told['moves'])} changes of the table, {len(told['moves'])} appends; standbys copy nothing")
     routes: dict[tuple[str, str], list[int]] = {}
     for move in told["moves"]:
         routes.setdefault((move["from"] or "nobody", move["to"]), []).append(move["partition"])
@@ -75,6 +95,26 @@ def _plan(o: argparse.Namespace) -> int:
         print(f"  {source} > {target}: {len(partitions):3} ({', '.join(str(p) for p in partitions)})")
     print("partitions afterwards: " + ", ".join(f"{node} {n}" for node, n in told["partitions"].items()))
     return 0
+
+
+def _bytes_of(o: argparse.Namespace, told: dict[str, Any]) -> int:
+    """What the queues of these partitions hold now; each owner is asked."""
+    moved = {m["partition"] for m in told["moves"]}
+    sources = {m["from"] for m in told["moves"]}
+    found = 0
+    for member in admin.get(o.admin, "/api/v1/cluster")["members"]:
+        if member["node"] in sources:
+            load = admin.get(f"http://{member['admin']}", "/api/v1/cluster/load", seconds="0.1")
+            found += sum(held for p, _, held, _ in load["partitions"] if p in moved)
+    return found
+
+
+def _expected(told: dict[str, Any]) -> str:
+    """How long it takes about: at least the pauses one after another, and what limits say."""
+    pauses_s = len(told["moves"]) * MOVE_S / max(1, told["at_once"]) + told["bytes"] / MOVED_BYTES_S
+    sources = len({m["from"] for m in told["moves"]}) or 1
+    paced_s = told["bytes"] / told["bytes_per_s"] / sources if told["bytes_per_s"] else 0.0
+    return f"about {max(pauses_s, paced_s):.0f} s" if max(pauses_s, paced_s) >= 1 else "about a second"
 
 
 def _change(o: argparse.Namespace) -> int:
@@ -99,7 +139,8 @@ def _change(o: argparse.Namespace) -> int:
 
 
 def _apply(o: argparse.Namespace) -> int:
-    told = admin.post(o.admin, "/api/v1/cluster/moves", 15, paused=False, at_once=o.moves_at_once)
+    limits = {"at_once": o.moves_at_once, "bytes_per_s": o.bytes_per_second, "append_ms_max": o.append_ms}
+    told = admin.post(o.admin, "/api/v1/cluster/moves", 15, paused=False, **limits)
     shown = None
     while not o.no_wait:
         left = len(admin.get(o.admin, "/api/v1/cluster/plan")["moves"])
@@ -112,6 +153,17 @@ def _apply(o: argparse.Namespace) -> int:
             break
         time.sleep(LOOK_S)
     print(json.dumps(told) if o.json else f"moves go on, {told['at_once']} at once")
+    return 0
+
+
+def _finalize(o: argparse.Namespace) -> int:
+    told = admin.post(o.admin, "/api/v1/cluster/finalize", 15)
+    if o.json:
+        print(json.dumps(told))
+    elif told["was"] == told["format"]:
+        print(f"format {told['format']} is the newest that all nodes read, and is written already: nothing changes")
+    else:
+        print(f"format {told['format']} is written from now on; releases that do not read it cannot come back")
     return 0
 
 

@@ -1,0 +1,150 @@
+"""`roost cluster init` with real servers and a real broker: one machine's broker goes on as a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import paho.mqtt.client as mqtt
+import pytest
+from durability.site import Site
+
+from cluster.test_cluster import ask, connected
+from roostmq.adapters.nats_server import NatsServers, free_ports
+
+pytestmark = [pytest.mark.xdist_group("nats"), pytest.mark.timeout(300)]
+FLEET, QUEUED = 40, 5
+
+
+def roost(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "roostmq", *words], capture_output=True, text=True, timeout=120)
+
+
+def gone(client: mqtt.Client) -> None:
+    client.disconnect()
+    client.loop_stop()
+
+
+async def live_in(site: Site) -> None:
+    """Persistent sessions with queues at QoS 1 and 2 and a shared group, retained messages, a restart in between."""
+    await site.start()
+    assert site.address is not None
+    door = f"{site.address[0]}:{site.address[1]}"
+    for n in range(FLEET):
+        client = connected(door, f"car-{n}", clean=False)
+        granted = threading.Event()
+        client.on_subscribe = lambda *_, granted=granted: granted.set()
+        client.subscribe([(f"cars/{n}/#", 2), ("$share/all/jobs", 1)] if n < 3 else [(f"cars/{n}/#", 2)])
+        assert granted.wait(20)
+        gone(client)
+    site.kill()
+    await site.start()
+    assert site.address is not None
+    sender = connected(f"{site.address[0]}:{site.address[1]}", "sender")
+    for n in range(FLEET):
+        for k in range(QUEUED):
+            sender.publish(f"cars/{n}/x", f"{n}-{k}", qos=k % 2 + 1).wait_for_publish(20)
+        sender.publish(f"state/{n}", f"value-{n}", qos=1, retain=True).wait_for_publish(20)
+    for k in range(6):
+        sender.publish("jobs", f"job-{k}", qos=1).wait_for_publish(20)
+    gone(sender)
+
+
+def start_node(folder: Path, nats: NatsServers, token: str, ports: list[int]) -> subprocess.Popen[bytes]:
+    config = folder / "node.toml"
+    config.write_text(
+        f'[listeners.tcp]\nport = {ports[0]}\n[admin]\nport = {ports[1]}\n[cluster]\nname = "fleet"\nnode = "n1"\n'
+        f'token = "{token}"\nlinks = "127.0.0.1:{ports[2]}"\nnats = ["{nats.urls[0]}"]\nassert_sync = true\n'
+    )
+    words = [sys.executable, "-m", "roostmq", "run", "--config", str(config)]
+    with (folder / "node.err").open("w") as errors:
+        return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=errors)
+
+
+async def until_ready(admin: str) -> None:
+    for _ in range(300):
+        try:
+            told = await asyncio.to_thread(ask, admin, "/api/v1/cluster")
+            if all(p["state"] == "serving" for p in told["partitions"]):
+                return
+        except OSError:
+            pass
+        await asyncio.sleep(0.1)
+    raise AssertionError("not all partitions are served")
+
+
+async def test_a_broker_becomes_a_cluster_and_its_clients_go_on(tmp_path: Path) -> None:
+    """Sessions are present, what was queued comes once and in order of its topic, retained messages are there."""
+    site = Site(tmp_path, tmp_path / "data", 1)
+    nats = NatsServers(tmp_path / "nats", 1, free_ports(1))
+    await live_in(site)
+    await nats.start_all()
+    node = None
+    try:
+        words = ("cluster", "init", "fleet", "--nats", nats.urls[0], "--replicas", "1", "--import", str(site.data))
+        early = await asyncio.to_thread(roost, *words)
+        assert (early.returncode, "in use" in early.stderr) == (1, True), early.stderr
+        site.kill()
+        made = await asyncio.to_thread(roost, *words)
+        assert made.returncode == 0, made.stderr
+        assert f"{FLEET} sessions" in made.stderr
+        again = await asyncio.to_thread(roost, *words)
+        assert (again.returncode, "laid down already" in again.stderr) == (1, True), again.stderr
+
+        ports = free_ports(3)
+        node = start_node(tmp_path, nats, made.stdout.strip(), ports)
+        await until_ready(f"127.0.0.1:{ports[1]}")
+        got: dict[int, list[str]] = {n: [] for n in range(FLEET)}
+        jobs: list[str] = []
+        present: dict[int, bool] = {}
+
+        def take(n: int, m: mqtt.MQTTMessage) -> None:
+            (jobs if m.topic == "jobs" else got[n]).append(m.payload.decode())
+
+        clients = []
+        for n in range(FLEET):
+            client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, f"car-{n}", clean_session=False)
+            client.on_connect = lambda _c, _u, flags, _r, _p, n=n: present.setdefault(n, flags.session_present)
+            client.on_message = lambda _c, _u, m, n=n: take(n, m)
+            client.connect("127.0.0.1", ports[0])
+            client.loop_start()
+            clients.append(client)
+        values: dict[str, str] = {}
+        reader = connected(f"127.0.0.1:{ports[0]}", "reader")
+        reader.on_message = lambda _c, _u, m: values.__setitem__(m.topic, m.payload.decode())
+        reader.subscribe("state/#", 1)
+        end = time.monotonic() + 30
+        while time.monotonic() < end and (
+            sum(map(len, got.values())) < FLEET * QUEUED or len(jobs) < 6 or len(values) < FLEET
+        ):
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.5)
+        assert present == dict.fromkeys(range(FLEET), True)
+        # paho hands a message of QoS 2 over when it is released: order is that of each QoS
+        in_order = {n: [f"{n}-{k}" for k in (*range(0, QUEUED, 2), *range(1, QUEUED, 2))] for n in range(FLEET)}
+        assert {n: sorted(words, key=in_order[n].index) for n, words in got.items()} == in_order
+        assert all([w for w in words if int(w[-1]) % 2 == 0] == in_order[n][:3] for n, words in got.items())
+        assert all([w for w in words if int(w[-1]) % 2 == 1] == in_order[n][3:] for n, words in got.items())
+        assert sorted(jobs) == [f"job-{k}" for k in range(6)]
+        assert values == {f"state/{n}": f"value-{n}" for n in range(FLEET)}
+
+        # new names are not those of before: what is new comes, too, and once
+        for n in range(FLEET):
+            reader.publish(f"cars/{n}/x", f"{n}-new", qos=2)
+        end = time.monotonic() + 30
+        while time.monotonic() < end and sum(map(len, got.values())) < FLEET * (QUEUED + 1):
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.5)
+        assert all(words[QUEUED:] == [f"{n}-new"] for n, words in got.items()), got
+        for client in (*clients, reader):
+            gone(client)
+    finally:
+        site.kill()
+        if node is not None:
+            node.terminate()
+            node.wait(20)
+        nats.stop()
