@@ -30,6 +30,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from built import BUILT, build
 from hosting import (
     CONNECT,
     HOST,
@@ -125,8 +126,8 @@ def null() -> Peer:
     """The floor: one look-up and coalesced writes, no state."""
     if not (ROOT / "bench" / "null" / "Cargo.toml").exists():
         raise Missing("bench/null is not in this checkout")
-    _made(["cargo", "build", "--quiet", "--release", "-p", "roostmq-null"], "a current Rust (cargo) brings it")
-    command = ROOT / "target" / "release" / "null-broker"
+    _made(build("-p", "roostmq-null"), "a current Rust (cargo) brings it")
+    command = BUILT / "null-broker"
     features = Features(retained=False, persistent=False, tls=False, mutual_tls=False)
     return Peer("null", "null broker", lambda place: [command, place.port], features)
 

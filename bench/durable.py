@@ -30,11 +30,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from built import BUILT, ROOT, build
 from plot import PLOTS, Group, bars
 
-ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # the file layer of the power-cut tests
-LOAD = ROOT / "target" / "release" / "examples" / "durable_load"
+LOAD = BUILT / "examples" / "durable_load"
 PAGE = ROOT / "docs" / "benchmarks.md"
 HZ = os.sysconf("SC_CLK_TCK")
 BUSY = 0.10
@@ -410,8 +410,7 @@ def main() -> int:
     """Build, measure, print, perhaps write."""
     a = arguments()
     if not a.no_build:
-        words = ["cargo", "build", "--quiet", "--release", "-p", "roostmq-engine", "--example", "durable_load"]
-        subprocess.run(words, cwd=ROOT, check=True)
+        subprocess.run(build("-p", "roostmq-engine", "--example", "durable_load"), cwd=ROOT, check=True)
     before = os.getloadavg()[0]
     (ROOT / "target").mkdir(exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="bench-durable-", dir=ROOT / "target"))

@@ -22,10 +22,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from durable import CONFIG, ROOT, Broker, load, on_core, spread, write_section
+from built import BUILT, ROOT, build
+from durable import CONFIG, Broker, load, on_core, spread, write_section
 from plot import PLOTS, Group, bars
 
-PACED = ROOT / "target" / "release" / "examples" / "paced_load"
+PACED = BUILT / "examples" / "paced_load"
 LOOK_S = 0.05
 SPARE_MS = 20  # around what was seen of a checkpoint: the gauge is looked at now and then only
 
@@ -133,8 +134,7 @@ def main() -> int:
     if a.smoke:
         a.rate, a.seconds, a.queued, a.sessions, a.checkpoint_bytes_min = 2_000.0, 1.5, 2_000, 20, 65_536
         a.rounds = 1
-    build = ["cargo", "build", "--quiet", "--release", "-p", "roostmq-engine", "--examples"]
-    subprocess.run(build, cwd=ROOT, check=True)
+    subprocess.run(build("-p", "roostmq-engine", "--examples"), cwd=ROOT, check=True)
     folder = Path(tempfile.mkdtemp(prefix="bench-pause-", dir=ROOT / "target"))
     try:
         found = measure(folder / "pause", a)

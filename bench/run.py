@@ -28,6 +28,7 @@ import growth
 import load_shapes
 import works
 from brokers import ROOT, BrokerFailed, Features, Peer, Place, Tls, find, running
+from built import BUILT
 from durable import write_section
 from plot import PLOTS, bars
 
@@ -165,7 +166,7 @@ def tls_loop(tls: Tls) -> Peer:
     """The floor of handshakes."""
 
     def words(place: Place) -> list[object]:
-        return [ROOT / "target" / "release" / "tls-loop", place.tls_port, tls.cert, tls.key, tls.ca]
+        return [BUILT / "tls-loop", place.tls_port, tls.cert, tls.key, tls.ca]
 
     return Peer("tls-loop", "bare rustls loop", words, Features(protocols=(4,), one_listener=True))
 
