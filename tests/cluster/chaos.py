@@ -108,11 +108,16 @@ class Run:
             self.clients = population(self.site, self.book, self.rng, self.plan.rate)
             self.tasks = [asyncio.create_task(c.run()) for c in self.clients]
             await asyncio.sleep(2)
+            third = time.monotonic() + self.plan.seconds / 3
             end = time.monotonic() + self.plan.seconds
             story = list(self.plan.story)
             while story if self.plan.story else time.monotonic() < end:
                 await self.misfortune(story.pop(0) if story else self.rng.choice(self.plan.faults))
                 await asyncio.sleep(self.rng.uniform(*self.plan.calm_s))
+                if time.monotonic() > third:
+                    third = end * 2
+                    self.weigh("after a third")
+            self.weigh("at the end")
             self.book.checked["healthy after, ms"] = int(1000 * await self.site.until_served(SETTLE_S))
             await self.settle()
             await self.probe()
@@ -121,6 +126,12 @@ class Run:
         finally:
             await self.end()
         return self.verdict()
+
+    def weigh(self, when: str) -> None:
+        """What nodes and NATS take, MB: it must not grow with time."""
+        nodes, disk = self.site.weights()
+        self.book.checked[f"{when}: largest node, MB"] = max(nodes, default=0)
+        self.book.checked[f"{when}: data of NATS, MB"] = disk
 
     # ---- what befalls the cluster
 
@@ -133,6 +144,7 @@ class Run:
             "all servers": self.all_servers,
             "blackout": self.blackout,
             "power": self.power,
+            "full": self.full,
             "cut pair": self.cut_pair,
             "cut way": self.cut_way,
             "cut off": self.cut_off,
@@ -215,6 +227,13 @@ class Run:
         for i in range(self.plan.servers):
             self.site.start_server(i)
         await asyncio.gather(*(self.site.start_node(i) for i in range(self.plan.nodes)))
+
+    async def full(self) -> None:
+        """The streams of the log take nothing more for a while: nothing of what is kept may go, and nobody has to be woken."""
+        await self.site.fill(True)
+        await asyncio.sleep(self.rng.uniform(1.0, 6.0))
+        await self.site.fill(False)
+        await self.site.until_served(SETTLE_S)
 
     # ---- bad weather between the nodes
 
@@ -389,7 +408,7 @@ def main() -> int:
     parser.add_argument(
         "--faults",
         default="kill,hang",
-        help="of: kill, hang, server, machine, all servers, blackout, power, cut pair, cut way, cut off, slow, grow, drain, restart",
+        help="of: kill, hang, server, machine, all servers, blackout, power, full, cut pair, cut way, cut off, slow, grow, drain, restart",
     )
     parser.add_argument("--sync", default="", help="sync_interval of NATS, with the weaker class of acknowledgement")
     parser.add_argument(

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +297,32 @@ class ClusterSite(Site):
                 preexec_fn=end_with_parent,
             )
 
+    def weights(self) -> tuple[list[int], int]:
+        """Resident memory of each node that runs, and what all of NATS's data is, MB."""
+        found = []
+        for i in range(self.count):
+            pid = self.own[i].pid if i in self.own else self.pids[i]
+            with contextlib.suppress(OSError, IndexError):
+                status = Path(f"/proc/{pid}/status").read_text()
+                found.append(int(status.split("VmRSS:")[1].split()[0]) // 1024)
+        stores = (path for store in self.data.glob("nats-*/store") for path in store.rglob("*"))
+        return found, sum(_size(path) for path in stores) >> 20
+
+    async def fill(self, full: bool) -> None:
+        """The streams of the log have room for nothing more, or for a gigabyte again."""
+        from roostmq.store.access import NatsAccess
+        from roostmq.store.nats_kv import connect
+
+        client = await connect(NatsAccess(tuple(n["url"] for n in self.nats)), "chaos")
+        try:
+            js = client.jetstream(timeout=10)
+            for info in await js.streams_info():
+                if "_LOG_" in (info.config.name or ""):
+                    bound = max(1, info.state.bytes) if full else 1 << 30
+                    await js.update_stream(replace(info.config, max_bytes=bound))
+        finally:
+            await client.close()
+
     async def until_served(self, at_most_s: float) -> float:
         """Wait until every node says that it is ready; how long it took."""
         begun = time.monotonic()
@@ -339,6 +366,13 @@ class ClusterSite(Site):
                 traced.kill()
         self.own.clear()
         self.own_nats.clear()
+        return 0
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except OSError:
         return 0
 
 

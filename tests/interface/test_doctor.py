@@ -39,6 +39,9 @@ def test_nothing_is_found_where_nothing_is_wrong() -> None:
         ({"age_s": 9.0}, "error", "registry", "9 s ago"),
         ({"notes": [{"event": "log_damaged", "partition": 3, "why": "it ends too early"}]},
          "error", "partition 3", "it ends too early"),
+        ({"notes": [{"event": "log_full", "partition": 3, "full": True}, {"event": "log_full", "partition": 4, "full": True},
+                    {"event": "log_full", "partition": 4, "full": False}]},
+         "error", "NATS", "the logs of 1 partitions of n1 are full: [3]"),
         ({"partitions": [{"partition": 0, "owner": None, "state": "recovering"}]}, "error", "table", "no owner"),
     ],
 )  # fmt: skip

@@ -66,6 +66,8 @@ pub(super) struct Fleet {
     pub walks: HashMap<u16, super::shared_log::Walks>,
     /// When groups of partitions that came are settled.
     pub settle: Vec<(u64, u16)>,
+    /// Partitions whose logs take nothing now.
+    pub full: BTreeSet<u16>,
     /// Up to where the logs of this lane's partitions go, as far as they are safe.
     pub tips: HashMap<u16, crate::log::Anchor>,
     /// Planned moves: partitions on their way out, held by everybody, on their way in (epoch, bytes so far), and sealed.

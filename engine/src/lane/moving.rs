@@ -191,6 +191,7 @@ impl Lane {
             Some(Err(why)) => return self.call_off(partition, &why),
             None => return,
         };
+        self.set_full(partition, false);
         let Some(gone) = self.partitions.get_mut(usize::from(partition)).and_then(Option::take) else { return };
         if let Some(log) = self.shared.cluster_log.get() {
             log.release(partition);

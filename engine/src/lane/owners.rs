@@ -142,6 +142,8 @@ impl Lane {
             }
             fleet.taking.insert(partition, Taking { epoch, replay: None, version });
         }
+        let full = self.fleet.as_ref().is_some_and(|f| f.full.contains(&partition));
+        self.partition(partition).into_iter().for_each(|p| p.set_full(full));
         self.speaks(partition, epoch, number, carried);
         self.note_partition_timers();
         self.look_at_barriers();
@@ -189,6 +191,7 @@ impl Lane {
 
     /// The partition is not this lane's any more, if it was.
     pub(super) fn give_away(&mut self, partition: u16) {
+        self.set_full(partition, false);
         let Some(fleet) = &mut self.fleet else { return };
         let coming = fleet.taking.remove(&partition);
         let gone = self.partitions.get_mut(usize::from(partition)).and_then(Option::take);

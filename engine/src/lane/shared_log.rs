@@ -4,6 +4,8 @@
 //! last checkpoint. A checkpoint is the whole state, bodies of queues included, written between live records; when it is safe,
 //! everything before it is given back.
 
+use std::sync::atomic::Ordering;
+
 use super::Lane;
 use crate::log::{Anchor, Appended, At, Batch, ClusterLogEvent, Emptied, Part, Walked};
 use crate::partition::{Input, Partition, Resumed, Walk};
@@ -105,11 +107,24 @@ impl Lane {
                 self.note("log_damaged", partition, &serde_json::json!({"why": why}));
             }
             ClusterLogEvent::Full { partition, full } => {
-                self.shared.disk_failing.store(full, std::sync::atomic::Ordering::Relaxed);
+                self.set_full(partition, full);
                 self.note("log_full", partition, &serde_json::json!({"full": full}));
             }
             _ => {}
         }
+    }
+
+    /// The log of a partition takes nothing more, or takes it again, or is not this lane's any more.
+    pub(super) fn set_full(&mut self, partition: u16, full: bool) {
+        let Some(fleet) = &mut self.fleet else { return };
+        let changed = if full { fleet.full.insert(partition) } else { fleet.full.remove(&partition) };
+        if !changed {
+            return;
+        }
+        self.partition(partition).into_iter().for_each(|p| p.set_full(full));
+        let logs = &self.shared.full_logs;
+        let before = if full { logs.fetch_add(1, Ordering::Relaxed) } else { logs.fetch_sub(1, Ordering::Relaxed) };
+        self.shared.disk_failing.store(full || before > 1, Ordering::Relaxed);
     }
 
     fn note(&self, event: &str, partition: u16, more: &serde_json::Value) {

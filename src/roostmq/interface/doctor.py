@@ -95,6 +95,11 @@ def _partitions(told: dict[str, Any], say: Say) -> None:
             f"partitions by weight: {min(counts):.0f} to {max(counts):.0f}",
             "wait: it balances itself",
         )
+    mine = {p["partition"] for p in told["partitions"] if p["owner"] == told["node"]}
+    last = {n["partition"]: n["full"] for n in told["notes"] if n["event"] == "log_full" and n["partition"] in mine}
+    if full := sorted(p for p, is_full in last.items() if is_full):
+        text = f"the logs of {len(full)} partitions of {told['node']} are full: {full[:8]}"
+        say("error", "NATS", text, "nothing more is kept for their sessions: give the streams a higher max_bytes")
     damaged = [n for n in told["notes"] if n["event"] == "log_damaged"]
     for note in damaged:
         where = f"partition {note['partition']}"
