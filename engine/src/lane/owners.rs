@@ -142,8 +142,6 @@ impl Lane {
             }
             fleet.taking.insert(partition, Taking { epoch, replay: None, version });
         }
-        let full = self.fleet.as_ref().is_some_and(|f| f.full.contains(&partition));
-        self.partition(partition).into_iter().for_each(|p| p.set_full(full));
         self.speaks(partition, epoch, number, carried);
         self.note_partition_timers();
         self.look_at_barriers();

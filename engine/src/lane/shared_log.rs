@@ -121,7 +121,6 @@ impl Lane {
         if !changed {
             return;
         }
-        self.partition(partition).into_iter().for_each(|p| p.set_full(full));
         let logs = &self.shared.full_logs;
         let before = if full { logs.fetch_add(1, Ordering::Relaxed) } else { logs.fetch_sub(1, Ordering::Relaxed) };
         self.shared.disk_failing.store(full || before > 1, Ordering::Relaxed);

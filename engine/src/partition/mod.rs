@@ -22,7 +22,7 @@ mod tests;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 pub use effect::{Body, Deliver, Dispatched, Effect, Effects, Granted, Subscriber};
 pub use journal::{BodyCache, Journal};
@@ -62,7 +62,7 @@ pub struct Rules {
     pub users: Arc<Users>,
     /// Bodies in memory.
     pub cache: Arc<BodyCache>,
-    /// The disk, or the partition's log in a cluster, takes nothing now: messages for persistent sessions are refused.
+    /// The disk takes nothing now: messages for persistent sessions are refused.
     pub disk_failing: Arc<AtomicBool>,
     /// Each partition has a log of its own: what one wrote says nothing of what another did.
     pub many_logs: bool,
@@ -263,13 +263,7 @@ impl Partition {
 
     /// New bounds after a reload.
     pub fn set_rules(&mut self, rules: Rules) {
-        // what its log takes is its own affair, and no new rule
-        self.rules = Rules { disk_failing: Arc::clone(&self.rules.disk_failing), ..rules };
-    }
-
-    /// Its log takes nothing more, or takes it again.
-    pub fn set_full(&self, full: bool) {
-        self.rules.disk_failing.store(full, Ordering::Relaxed);
+        self.rules = rules;
     }
 
     /// Does one thing and appends what follows from it to `out`.

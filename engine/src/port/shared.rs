@@ -62,7 +62,8 @@ impl Config {
             queued: Arc::clone(&shared.queued),
             users: Arc::clone(&shared.users),
             cache: Arc::clone(&shared.cache),
-            // in a cluster each partition has a log of its own, which may be full by itself
+            // In a cluster one log may be full and others not: what one refused the others would have, and a client that
+            // repeats it would give it to them twice. So acknowledgements wait, as they do when NATS is away.
             disk_failing: if shared.ring.is_shared() { Arc::default() } else { Arc::clone(&shared.disk_failing) },
             many_logs: shared.cluster_log.get().is_some(),
         }

@@ -99,7 +99,7 @@ def _partitions(told: dict[str, Any], say: Say) -> None:
     last = {n["partition"]: n["full"] for n in told["notes"] if n["event"] == "log_full" and n["partition"] in mine}
     if full := sorted(p for p, is_full in last.items() if is_full):
         text = f"the logs of {len(full)} partitions of {told['node']} are full: {full[:8]}"
-        say("error", "NATS", text, "nothing more is kept for their sessions: give the streams a higher max_bytes")
+        say("error", "NATS", text, "acknowledgements for their sessions wait: give the streams a higher max_bytes")
     damaged = [n for n in told["notes"] if n["event"] == "log_damaged"]
     for note in damaged:
         where = f"partition {note['partition']}"
