@@ -102,7 +102,9 @@ fn trimmed_followed_and_taken_over() {
     let other = start(options(servers.access(), STREAMS, stranger.notify()));
     other.read(0, Anchor::default());
     stranger.event("end", |e| matches!(e, ClusterLogEvent::ReadEnd { partition: 0, end } if end.next == 12));
-    assert_eq!(stranger.read(0), (6..12).collect::<Vec<_>>());
+    // the append that holds message 6 may hold some before it, too: they were handed over together
+    let first = at.iter().position(|a| *a == at[6]).unwrap() as u64;
+    assert_eq!(stranger.read(0), (first..12).collect::<Vec<_>>());
     other.last(0);
     stranger.event("last", |e| matches!(e, ClusterLogEvent::Last { partition: 0, last: Some((_, h)) } if h.epoch == 2));
     stranger.ready();
