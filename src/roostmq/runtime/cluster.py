@@ -263,9 +263,11 @@ class Cluster:
         await self._read()
         if self._leaving:
             return False
-        if self.joined and not votes.is_member(self.members, self.node, self.incarnation):
+        is_in = votes.is_member(self.members, self.node, self.incarnation)
+        # also one that was let in and voted out before it had read either: this start of it never comes in again
+        if not is_in and (self.joined or self.members.last(self.node) >= self.incarnation):
             raise Resigned
-        if not self.joined and votes.is_member(self.members, self.node, self.incarnation):
+        if is_in and not self.joined:
             self.joined = True
             self.log.info("joined", members=self.members.version, slot=self.slot)
         nodes = {m.node for m in self.members.nodes}
@@ -401,10 +403,7 @@ class Cluster:
         return 1 + sum(b.heard_ms <= votes.SILENT_MS for b in self.beats) >= self.members.majority
 
     async def _act(self, reports: dict[NodeId, Report]) -> bool:
-        """What the acting member does for all:
-
-        Let nodes in, give partitions owners, end reports that led to nothing.
-        """
+        """What the acting member does for all: let nodes in, give out partitions, end reports that led to nothing."""
         reported = {n for r in reports.values() if r.version == self.members.version for n in r.silent}
         if votes.acting(self.members, reported) != self.node:
             return False

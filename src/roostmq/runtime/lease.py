@@ -63,7 +63,9 @@ class Lease:
     def is_over(self, m: Member, lease_s: float) -> bool:
         """This start of the node has not renewed its entry for so long, though this process has looked all the while.
 
-        Another start of it that waits to be let in renews nothing for it.
+        Another start of it that waits to be let in renews nothing for it. One that was never seen counts from now:
+        it may have been let in since this process looked last.
         """
-        seen_s = self._renewed.get((m.node, m.incarnation), self._looking_s)
-        return time.monotonic() - max(seen_s, self._looking_s) > lease_s
+        now_s = time.monotonic()
+        seen_s = self._renewed.setdefault((m.node, m.incarnation), now_s)
+        return now_s - max(seen_s, self._looking_s) > lease_s
