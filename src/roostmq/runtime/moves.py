@@ -92,7 +92,7 @@ class Moves:
             for p, a in enumerate(table.partitions)
             if a.state is PartitionState.MOVING and a.owner == self.node and p not in self._failed
         ]
-        slow = append_ms > wishes.append_ms_max
+        slow = 0 < wishes.append_ms_max < append_ms
         begun = [p for p, a in mine if self._ordered.get(p, (0, 0.0))[0] == a.epoch]
         if now_s < self._free_s or (slow and now_s < self._slow_s) or (wishes.bytes_per_s and begun):
             return  # how much that one is will be known when it is sent

@@ -43,7 +43,7 @@ class MoveWish(BaseModel):
     paused: bool | None = None
     at_once: int | None = Field(default=None, ge=1, le=AT_ONCE_MAX)
     bytes_per_s: int | None = Field(default=None, ge=0)
-    append_ms_max: int | None = Field(default=None, ge=1)
+    append_ms_max: int | None = Field(default=None, ge=0)
     pin: dict[int, str] = {}
     """Partitions that shall be on a node and stay there."""
     unpin: bool | list[int] = False

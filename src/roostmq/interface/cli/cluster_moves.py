@@ -52,7 +52,7 @@ def add_parsers(sub: Any) -> None:
         help="each node hands over so much on average; 0, at first: no limit",
     )
     made["apply"].add_argument(
-        "--append-ms", type=int, metavar="MS", help="slow down while appends to NATS take longer; at first 250"
+        "--append-ms", type=int, metavar="MS", help="slow down while appends to NATS take longer; 0, at first: never"
     )
     made["weight"].add_argument("weight", type=float, metavar="W", help="2 is twice the share of a node with 1")
     for one in made.values():
