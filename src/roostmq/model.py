@@ -82,7 +82,7 @@ class Wishes:
     bytes_per_s: int = 0
     """What a node hands over in a second, on average; 0 is no limit."""
     append_ms_max: int = 0
-    """A node whose appends took longer lately begins one move in two seconds: live traffic waits for appends, too. 0: never."""
+    """A node whose appends took longer lately begins one move in two seconds, as live traffic waits too; 0: never."""
     pins: Mapping[PartitionId, NodeId] = field(default_factory=dict)
     """Partitions that stay on a node, or go there, as long as it is a member that is not draining."""
     last: Mapping[PartitionId, NodeId | None] = field(default_factory=dict)
