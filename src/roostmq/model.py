@@ -32,6 +32,8 @@ class PartitionState(StrEnum):
     """The owner is named and has not said yet that it serves."""
 
 
+FORMAT_FIRST = 1
+"""What is written where nobody has finalized anything, whatever this release reads."""
 FORMATS = (1, 1)
 """Oldest and newest version of records and links that this release reads."""
 

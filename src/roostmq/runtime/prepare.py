@@ -10,7 +10,7 @@ from roostmq import engine
 from roostmq.adapters.join_token import JoinToken
 from roostmq.config import Cluster as Options
 from roostmq.errors import ConfigError, StaleError, UnsuitableError
-from roostmq.model import FORMATS, Member, NodeId
+from roostmq.model import FORMAT_FIRST, Member, NodeId
 from roostmq.policy.formats import finalized, stranger
 from roostmq.policy.members import NODES_MAX
 from roostmq.store import codec
@@ -71,7 +71,7 @@ async def _format(registry: Registry) -> tuple[int, int]:
     """The version of records and links that is in force, and the revision of its entry (0: never finalized)."""
     entry = await registry.get("format")
     if entry is None:
-        return FORMATS[0], 0
+        return FORMAT_FIRST, 0
     return int(codec.unpack(entry.value, "format")["version"]), entry.revision
 
 
