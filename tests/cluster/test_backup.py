@@ -15,6 +15,7 @@ from pathlib import Path
 import paho.mqtt.client as mqtt
 import pytest
 
+from cluster.returned import Returned, gone
 from cluster.site import ClusterSite
 from cluster.test_cluster import ask, connected
 
@@ -32,11 +33,6 @@ def subscribed(door: str, name: str, topic: str) -> mqtt.Client:
     client.subscribe(topic, 2)
     assert granted.wait(20)
     return client
-
-
-def gone(client: mqtt.Client) -> None:
-    client.disconnect()
-    client.loop_stop()
 
 
 async def test_backup_destroy_restore(tmp_path: Path) -> None:
@@ -80,33 +76,15 @@ async def test_backup_destroy_restore(tmp_path: Path) -> None:
         assert back.returncode == 0, back.stderr
         await asyncio.gather(*(site.start_node(i) for i in range(2)))
 
-        got: dict[int, list[str]] = {n: [] for n in range(8)}
-        present: dict[int, bool] = {}
-        clients = []
-        for n in range(8):
-            client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, f"kept-{n}", clean_session=False)
-            client.on_connect = lambda _c, _u, flags, _r, _p, n=n: present.setdefault(n, flags.session_present)
-            client.on_message = lambda _c, _u, m, n=n: got[n].append(m.payload.decode())
-            host, _, port = doors[1].rpartition(":")
-            client.connect(host, int(port))
-            client.loop_start()
-            clients.append(client)
-        end = time.monotonic() + 20
-        while time.monotonic() < end and sum(map(len, got.values())) < 40:
-            await asyncio.sleep(0.05)
-        await asyncio.sleep(0.5)
-        assert present == dict.fromkeys(range(8), True)
-        assert all(sorted(words) == [f"before-{k}" for k in range(5)] for words in got.values()), got
-        values: dict[str, str] = {}
-        reader = connected(doors[0], "reader")
-        reader.on_message = lambda _c, _u, m: values.__setitem__(m.topic, m.payload.decode())
-        reader.subscribe("state/#", 1)
-        end = time.monotonic() + 20
-        while time.monotonic() < end and len(values) < 8:
-            await asyncio.sleep(0.05)
-        assert values == {f"state/{n}": f"value-{n}" for n in range(8)}
-        for client in (*clients, reader):
-            gone(client)
+        back_again = Returned(doors[1], [f"kept-{n}" for n in range(8)], "state/#")
+        await back_again.until(40, 8)
+        back_again.stop()
+        assert back_again.present == {f"kept-{n}": True for n in range(8)}
+        before = [f"before-{k}" for k in range(5)]
+        assert all(
+            sorted(words) == [(f"b/{n}/x", w) for w in before] for n, words in enumerate(back_again.got.values())
+        )
+        assert back_again.values == {f"state/{n}": f"value-{n}" for n in range(8)}
     finally:
         await site.stop()
 

@@ -6,27 +6,22 @@ import asyncio
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
-import paho.mqtt.client as mqtt
 import pytest
 from durability.site import Site
 
+from cluster.returned import Returned, gone
 from cluster.test_cluster import ask, connected
 from roostmq.adapters.nats_server import NatsServers, free_ports
 
 pytestmark = [pytest.mark.xdist_group("nats"), pytest.mark.timeout(300)]
-FLEET, QUEUED = 40, 5
+FLEET, QUEUED, JOBS = 40, 5, 6
+NAMES = [f"car-{n}" for n in range(FLEET)]
 
 
 def roost(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "roostmq", *words], capture_output=True, text=True, timeout=120)
-
-
-def gone(client: mqtt.Client) -> None:
-    client.disconnect()
-    client.loop_stop()
 
 
 async def live_in(site: Site) -> None:
@@ -35,7 +30,7 @@ async def live_in(site: Site) -> None:
     assert site.address is not None
     door = f"{site.address[0]}:{site.address[1]}"
     for n in range(FLEET):
-        client = connected(door, f"car-{n}", clean=False)
+        client = connected(door, NAMES[n], clean=False)
         granted = threading.Event()
         client.on_subscribe = lambda *_, granted=granted: granted.set()
         client.subscribe([(f"cars/{n}/#", 2), ("$share/all/jobs", 1)] if n < 3 else [(f"cars/{n}/#", 2)])
@@ -49,7 +44,7 @@ async def live_in(site: Site) -> None:
         for k in range(QUEUED):
             sender.publish(f"cars/{n}/x", f"{n}-{k}", qos=k % 2 + 1).wait_for_publish(20)
         sender.publish(f"state/{n}", f"value-{n}", qos=1, retain=True).wait_for_publish(20)
-    for k in range(6):
+    for k in range(JOBS):
         sender.publish("jobs", f"job-{k}", qos=1).wait_for_publish(20)
     gone(sender)
 
@@ -98,50 +93,26 @@ async def test_a_broker_becomes_a_cluster_and_its_clients_go_on(tmp_path: Path) 
         ports = free_ports(3)
         node = start_node(tmp_path, nats, made.stdout.strip(), ports)
         await until_ready(f"127.0.0.1:{ports[1]}")
-        got: dict[int, list[str]] = {n: [] for n in range(FLEET)}
-        jobs: list[str] = []
-        present: dict[int, bool] = {}
-
-        def take(n: int, m: mqtt.MQTTMessage) -> None:
-            (jobs if m.topic == "jobs" else got[n]).append(m.payload.decode())
-
-        clients = []
-        for n in range(FLEET):
-            client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, f"car-{n}", clean_session=False)
-            client.on_connect = lambda _c, _u, flags, _r, _p, n=n: present.setdefault(n, flags.session_present)
-            client.on_message = lambda _c, _u, m, n=n: take(n, m)
-            client.connect("127.0.0.1", ports[0])
-            client.loop_start()
-            clients.append(client)
-        values: dict[str, str] = {}
-        reader = connected(f"127.0.0.1:{ports[0]}", "reader")
-        reader.on_message = lambda _c, _u, m: values.__setitem__(m.topic, m.payload.decode())
-        reader.subscribe("state/#", 1)
-        end = time.monotonic() + 30
-        while time.monotonic() < end and (
-            sum(map(len, got.values())) < FLEET * QUEUED or len(jobs) < 6 or len(values) < FLEET
-        ):
-            await asyncio.sleep(0.05)
-        await asyncio.sleep(0.5)
-        assert present == dict.fromkeys(range(FLEET), True)
-        # paho hands a message of QoS 2 over when it is released: order is that of each QoS
-        in_order = {n: [f"{n}-{k}" for k in (*range(0, QUEUED, 2), *range(1, QUEUED, 2))] for n in range(FLEET)}
-        assert {n: sorted(words, key=in_order[n].index) for n, words in got.items()} == in_order
-        assert all([w for w in words if int(w[-1]) % 2 == 0] == in_order[n][:3] for n, words in got.items())
-        assert all([w for w in words if int(w[-1]) % 2 == 1] == in_order[n][3:] for n, words in got.items())
-        assert sorted(jobs) == [f"job-{k}" for k in range(6)]
-        assert values == {f"state/{n}": f"value-{n}" for n in range(FLEET)}
+        fleet = Returned(f"127.0.0.1:{ports[0]}", NAMES, "state/#")
+        await fleet.until(FLEET * QUEUED + JOBS, FLEET)
+        assert fleet.present == dict.fromkeys(NAMES, True)
+        assert fleet.values == {f"state/{n}": f"value-{n}" for n in range(FLEET)}
+        assert sorted(w for words in fleet.got.values() for t, w in words if t == "jobs") == [
+            f"job-{k}" for k in range(JOBS)
+        ]
+        for n, name in enumerate(NAMES):
+            own = [w for t, w in fleet.got[name] if t != "jobs"]
+            for qos in (1, 2):
+                of_qos = [f"{n}-{k}" for k in range(qos - 1, QUEUED, 2)]
+                assert [w for w in own if w in of_qos] == of_qos, own
 
         # new names are not those of before: what is new comes, too, and once
         for n in range(FLEET):
-            reader.publish(f"cars/{n}/x", f"{n}-new", qos=2)
-        end = time.monotonic() + 30
-        while time.monotonic() < end and sum(map(len, got.values())) < FLEET * (QUEUED + 1):
-            await asyncio.sleep(0.05)
-        await asyncio.sleep(0.5)
-        assert all(words[QUEUED:] == [f"{n}-new"] for n, words in got.items()), got
-        for client in (*clients, reader):
-            gone(client)
+            fleet.reader.publish(f"cars/{n}/x", f"{n}-new", qos=2)
+        await fleet.until(FLEET * (QUEUED + 1) + JOBS, FLEET)
+        fleet.stop()
+        assert all(fleet.got[name][-1] == (f"cars/{n}/x", f"{n}-new") for n, name in enumerate(NAMES))
+        assert sum(map(len, fleet.got.values())) == FLEET * (QUEUED + 1) + JOBS
     finally:
         site.kill()
         if node is not None:
