@@ -4,6 +4,7 @@
 //! with the same 32 bits each is taken for wanted where the other is: one needless forward.
 
 use foldhash::fast::RandomState;
+use hashbrown::hash_table::Entry;
 use hashbrown::{HashMap, HashTable};
 
 /// Fingerprint of an exact topic.
@@ -58,17 +59,11 @@ impl Prints {
 
     fn put(&mut self, print: Fingerprint, places: u64) {
         let set = self.number(print, places);
-        match self.table.find_mut(spread(print), |entry| print_of(entry) == print) {
-            Some(entry) if places != 0 => entry[2] = set,
-            Some(_) => {
-                if let Ok(entry) = self.table.find_entry(spread(print), |entry| print_of(entry) == print) {
-                    entry.remove();
-                }
-            }
-            None => {
-                let entry = [(print >> 16) as u16, print as u16, set];
-                self.table.insert_unique(spread(print), entry, |entry| spread(print_of(entry)));
-            }
+        let hasher = |entry: &[u16; 3]| spread(print_of(entry));
+        match self.table.entry(spread(print), |entry| print_of(entry) == print, hasher) {
+            Entry::Occupied(entry) if places == 0 => drop(entry.remove()),
+            Entry::Occupied(mut entry) => entry.get_mut()[2] = set,
+            Entry::Vacant(entry) => drop(entry.insert([(print >> 16) as u16, print as u16, set])),
         }
     }
 

@@ -83,6 +83,7 @@ gauges!(
     partitions,
     partitions_coming,
     partitions_unsafe,
+    partitions_full,
     publishes_waiting,
     connects_waiting,
 );

@@ -85,6 +85,7 @@ impl Lane {
         set(Gauge::partitions, self.partitions.iter().flatten().count());
         set(Gauge::partitions_coming, fleet.taking.len());
         set(Gauge::partitions_unsafe, self.partitions.iter().flatten().filter(|p| !p.journal().all_safe()).count());
+        set(Gauge::partitions_full, fleet.full.len());
         set(Gauge::publishes_waiting, fleet.pending.len() + fleet.asked.len());
         set(Gauge::connects_waiting, fleet.parked.len());
         self.shared.set_waits(self.number, self.waits());

@@ -191,7 +191,6 @@ impl Lane {
             Some(Err(why)) => return self.call_off(partition, &why),
             None => return,
         };
-        self.set_full(partition, false);
         let Some(gone) = self.partitions.get_mut(usize::from(partition)).and_then(Option::take) else { return };
         if let Some(log) = self.shared.cluster_log.get() {
             log.release(partition);
@@ -202,6 +201,7 @@ impl Lane {
         self.note_away(&gone);
         self.note_given(partition);
         let Some(fleet) = &mut self.fleet else { return };
+        fleet.full.remove(&partition);
         fleet.batches.insert(partition, gone.journal().batches());
         let anchor = fleet.tips.get(&partition).copied().unwrap_or_default();
         let Some(leaving) = fleet.leaving.get_mut(&partition) else { return };

@@ -189,7 +189,6 @@ impl Lane {
 
     /// The partition is not this lane's any more, if it was.
     pub(super) fn give_away(&mut self, partition: u16) {
-        self.set_full(partition, false);
         let Some(fleet) = &mut self.fleet else { return };
         let coming = fleet.taking.remove(&partition);
         let gone = self.partitions.get_mut(usize::from(partition)).and_then(Option::take);
@@ -202,6 +201,7 @@ impl Lane {
         fleet.since.remove(&partition);
         fleet.walks.remove(&partition);
         fleet.tips.remove(&partition);
+        fleet.full.remove(&partition);
         let Some(mut gone) = gone else { return };
         fleet.batches.insert(partition, gone.journal().batches());
         let mut effects = Effects::new();

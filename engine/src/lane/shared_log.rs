@@ -4,10 +4,8 @@
 //! last checkpoint. A checkpoint is the whole state, bodies of queues included, written between live records; when it is safe,
 //! everything before it is given back.
 
-use std::sync::atomic::Ordering;
-
 use super::Lane;
-use crate::log::{Anchor, Appended, At, Batch, ClusterLogEvent, Emptied, Part, Walked};
+use crate::log::{Anchor, Appended, At, ClusterLogEvent, Emptied, Part, Walked};
 use crate::partition::{Input, Partition, Resumed, Walk};
 use crate::queue::IN_MEMORY;
 use crate::record::{Replay, next_record};
@@ -42,11 +40,6 @@ struct Walking {
     bytes: usize,
 }
 
-/// A partition counts its records from 1, the log of a cluster from 0.
-fn counted_from_0(batch: Batch) -> Batch {
-    Batch { first: batch.first.saturating_sub(1), ..batch }
-}
-
 impl Lane {
     /// The end of a tick: some of a checkpoint, then what the partitions wrote.
     pub(super) fn append_shared(&mut self) {
@@ -57,7 +50,7 @@ impl Lane {
             let walks = fleet.walks.entry(number).or_default();
             if let Some(batch) = partition.take_batch() {
                 walks.since += batch.records.len();
-                log.append(counted_from_0(batch));
+                log.append(batch.counted_from_0());
             }
             if walks.walking.is_none() && walks.since > walks.last.max(CHECKPOINT_BYTES_MIN) {
                 let first = partition.journal().batches();
@@ -70,7 +63,7 @@ impl Lane {
             walking.end = partition.journal().batches();
             if let Some(batch) = partition.take_batch() {
                 walking.bytes += batch.records.len();
-                log.append(counted_from_0(batch));
+                log.append(batch.counted_from_0());
             }
         }
     }
@@ -106,24 +99,20 @@ impl Lane {
             ClusterLogEvent::Damaged { partition, why } => {
                 self.note("log_damaged", partition, &serde_json::json!({"why": why}));
             }
+            // Nothing is refused: what the log of one partition refused those of others would have, and a client that repeats
+            // it would give it to them twice. Acknowledgements wait, as they do when NATS is away (record 0013).
             ClusterLogEvent::Full { partition, full } => {
-                self.set_full(partition, full);
+                if let Some(fleet) = &mut self.fleet {
+                    if full {
+                        fleet.full.insert(partition)
+                    } else {
+                        fleet.full.remove(&partition)
+                    };
+                }
                 self.note("log_full", partition, &serde_json::json!({"full": full}));
             }
             _ => {}
         }
-    }
-
-    /// The log of a partition takes nothing more, or takes it again, or is not this lane's any more.
-    pub(super) fn set_full(&mut self, partition: u16, full: bool) {
-        let Some(fleet) = &mut self.fleet else { return };
-        let changed = if full { fleet.full.insert(partition) } else { fleet.full.remove(&partition) };
-        if !changed {
-            return;
-        }
-        let logs = &self.shared.full_logs;
-        let before = if full { logs.fetch_add(1, Ordering::Relaxed) } else { logs.fetch_sub(1, Ordering::Relaxed) };
-        self.shared.disk_failing.store(full || before > 1, Ordering::Relaxed);
     }
 
     fn note(&self, event: &str, partition: u16, more: &serde_json::Value) {

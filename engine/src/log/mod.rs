@@ -52,6 +52,14 @@ pub struct Batch {
     pub records: Vec<u8>,
 }
 
+impl Batch {
+    /// The same for the log of a cluster: a partition counts its records from 1, that log from 0.
+    #[must_use]
+    pub fn counted_from_0(self) -> Self {
+        Self { first: self.first.saturating_sub(1), ..self }
+    }
+}
+
 /// What a lane's partitions wrote in one tick.
 #[derive(Debug, Default)]
 pub struct Piece {

@@ -62,7 +62,7 @@ struct Owner {
 }
 
 /// A log that takes what was built.
-pub(super) trait Place {
+pub(super) trait Target {
     /// Records of some partitions, in order.
     fn put(&mut self, batches: Vec<Batch>) -> io::Result<()>;
     /// That was all: it must be safe now.
@@ -78,7 +78,7 @@ pub(super) struct OnDisk {
     pub at_ms: u64,
 }
 
-impl Place for OnDisk {
+impl Target for OnDisk {
     fn put(&mut self, batches: Vec<Batch>) -> io::Result<()> {
         let piece = Piece { now_ms: self.now_ms, epoch: self.epoch, batches, ..Piece::default() };
         self.writer.write(&[piece], self.at_ms, true).map(drop)
@@ -106,7 +106,7 @@ fn known(owners: &HashMap<u64, Owner>, uid: Uid, group: bool) -> Checked<&Owner>
     owners.get(&uid.0).filter(|o| o.group == group).ok_or_else(|| format!("no line names a {what} {uid}"))
 }
 
-impl<P: Place> Build<P> {
+impl<P: Target> Build<P> {
     /// `now_ms`: engine time of the new log.
     pub fn new(place: P, ring: Ring, header: &Header, now_ms: u64) -> Self {
         Self {

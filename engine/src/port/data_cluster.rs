@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::OpenLog;
 use super::clock::unix_ms;
-use super::data_build::Place;
+use super::data_build::Target;
 use super::data_import::{build, numbers, open};
 use crate::log::{Anchor, Batch, ClusterLog, ClusterLogEvent, ClusterLogNotify, ClusterLogState, Fence};
 use crate::record::{Replay, digest, next_record};
@@ -115,6 +115,9 @@ impl OnCluster {
                         replay_all(replay, &append.records).map_err(|what| format!("partition {partition}: {what}"))?;
                     }
                 }
+                ClusterLogEvent::Again { partition } => {
+                    all.get_mut(usize::from(partition)).into_iter().for_each(|r| *r = Replay::with_bodies(partition));
+                }
                 ClusterLogEvent::ReadEnd { partition, .. } => drop(missing.remove(&partition)),
                 _ => {}
             }
@@ -134,12 +137,11 @@ fn replay_all(replay: &mut Replay, mut records: &[u8]) -> Result<(), &'static st
     Ok(())
 }
 
-impl Place for OnCluster {
+impl Target for OnCluster {
     fn put(&mut self, batches: Vec<Batch>) -> io::Result<()> {
         for batch in batches {
             self.under_way.insert(batch.partition, batch.number);
-            // a partition counts its records from 1, the log of a cluster from 0
-            self.log.append(Batch { first: batch.first.saturating_sub(1), ..batch });
+            self.log.append(batch.counted_from_0());
         }
         self.drain(BACKLOG_BYTES_MAX).map_err(io::Error::other)
     }

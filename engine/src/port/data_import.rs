@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::data_build::{Build, OnDisk, Place};
+use super::data_build::{Build, OnDisk, Target};
 use super::data_format::{EndLine, Header, Line, VERSION};
 use super::recovery::{SEGMENT_BYTES, key_check, replay};
 use crate::log::{Directory, Disk, Identity, Storage, Writer};
@@ -141,7 +141,7 @@ fn fill(directory: &Directory, header: &Header, lines: &mut Lines<'_>) -> Result
 }
 
 /// Everything that an export file holds, in a new log; what was built, and where.
-pub(super) fn build<P: Place>(
+pub(super) fn build<P: Target>(
     place: P,
     header: &Header,
     lines: &mut Lines<'_>,

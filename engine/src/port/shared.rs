@@ -62,9 +62,7 @@ impl Config {
             queued: Arc::clone(&shared.queued),
             users: Arc::clone(&shared.users),
             cache: Arc::clone(&shared.cache),
-            // In a cluster one log may be full and others not: what one refused the others would have, and a client that
-            // repeats it would give it to them twice. So acknowledgements wait, as they do when NATS is away.
-            disk_failing: if shared.ring.is_shared() { Arc::default() } else { Arc::clone(&shared.disk_failing) },
+            disk_failing: Arc::clone(&shared.disk_failing),
             many_logs: shared.cluster_log.get().is_some(),
         }
     }
@@ -186,10 +184,8 @@ pub struct Shared {
     pub damaged: AtomicUsize,
     /// The latest dropped messages of each lane, as `DIR/ledger.json` has or will have them.
     pub ledgers: Arc<Ledgers>,
-    /// The disk takes nothing now; in a cluster: some log takes nothing.
+    /// The disk takes nothing now.
     pub disk_failing: Arc<AtomicBool>,
-    /// Partitions of this node whose logs take nothing now.
-    pub full_logs: AtomicUsize,
     /// Connections that were let in.
     pub connections: AtomicUsize,
     /// Whose turn it is to get a socket.
@@ -235,7 +231,6 @@ impl Shared {
             damaged: AtomicUsize::new(0),
             ledgers: Arc::default(),
             disk_failing: Arc::default(),
-            full_logs: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
             turn: AtomicU32::new(0),
             retained: Arc::default(),
