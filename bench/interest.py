@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -21,42 +19,23 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from built import ROOT
+
 from roostmq import engine
 from roostmq.adapters.join_token import read_token
+
+sys.path.insert(0, str(ROOT / "tests"))
+from wire import Client
 
 PER_CLIENT = 1_000
 
 
-def text(value: str) -> bytes:
-    """A string of MQTT."""
-    raw = value.encode()
-    return struct.pack(">H", len(raw)) + raw
-
-
-def packet(first: int, body: bytes) -> bytes:
-    """A packet of MQTT."""
-    length, rest = bytearray(), len(body)
-    while True:
-        rest, low = rest >> 7, rest & 127
-        length.append(low | (128 if rest else 0))
-        if not rest:
-            return bytes([first]) + bytes(length) + body
-
-
-def subscribe(door: str, name: str, topics: list[str]) -> socket.socket:
-    """A client of MQTT 3.1.1 with these subscriptions; it stays connected."""
+def subscribe(door: str, name: str, topics: list[str]) -> Client:
+    """A client with these subscriptions; it stays connected."""
     host, _, port = door.rpartition(":")
-    s = socket.create_connection((host, int(port)), 60)
-    s.sendall(packet(0x10, text("MQTT") + b"\x04\x02\x00\x00" + text(name)))
-    body = struct.pack(">H", 1) + b"".join(text(t) + b"\x00" for t in topics)
-    s.sendall(packet(0x82, body))
-    wanted = len(packet(0x90, bytes(2 + len(topics)))) + 4
-    while wanted > 0:
-        got = s.recv(65536)
-        if not got:
-            raise SystemExit(f"{name} was closed before its SUBACK")
-        wanted -= len(got)
-    return s
+    client = Client((host, int(port)), 4, name)
+    client.subscribe(*((topic, 0) for topic in topics))
+    return client
 
 
 def rss_mb(pid: int) -> float:
@@ -101,8 +80,8 @@ def main() -> int:
             after = rss_mb(second["pid"])
             print(f"{a.topics:,} topics wanted by {first['id']}: {second['id']} grew by {after - before:.1f} MB")
             print(f"{first['id']} itself has {rss_mb(first['pid']):.0f} MB with their {len(kept)} sessions")
-            for s in kept:
-                s.close()
+            for client in kept:
+                client.drop()
         finally:
             cluster.terminate()
     return 0
