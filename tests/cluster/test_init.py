@@ -14,6 +14,8 @@ from durability.site import Site
 from cluster.returned import Returned, gone
 from cluster.test_cluster import ask, connected
 from roostmq.adapters.nats_server import NatsServers, free_ports
+from roostmq.store.access import NatsAccess
+from roostmq.store.nats_kv import bucket_of, connect
 
 pytestmark = [pytest.mark.xdist_group("nats"), pytest.mark.timeout(300)]
 FLEET, QUEUED, JOBS = 40, 5, 6
@@ -118,4 +120,24 @@ async def test_a_broker_becomes_a_cluster_and_its_clients_go_on(tmp_path: Path) 
         if node is not None:
             node.terminate()
             node.wait(20)
+        nats.stop()
+
+
+async def test_logs_that_hold_something_are_not_written_over(tmp_path: Path) -> None:
+    """The registry is gone, the streams are not: perhaps of an import that was cut off, perhaps of a cluster in need."""
+    site = Site(tmp_path, tmp_path / "data", 1)
+    nats = NatsServers(tmp_path / "nats", 1, free_ports(1))
+    await live_in(site)
+    site.kill()
+    await nats.start_all()
+    try:
+        words = ("cluster", "init", "fleet", "--nats", nats.urls[0], "--replicas", "1", "--import", str(site.data))
+        made = await asyncio.to_thread(roost, *words)
+        assert made.returncode == 0, made.stderr
+        client = await connect(NatsAccess(nats.urls), "test")
+        await client.jetstream().delete_stream(f"KV_{bucket_of('fleet')}")
+        await client.close()
+        again = await asyncio.to_thread(roost, *words)
+        assert (again.returncode, "holds something already" in again.stderr) == (1, True), again.stderr
+    finally:
         nats.stop()

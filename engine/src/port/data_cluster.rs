@@ -50,21 +50,14 @@ struct OnCluster {
 }
 
 impl OnCluster {
-    /// The next event that is no trouble.
-    fn next(&self) -> Result<ClusterLogEvent, String> {
+    /// The next event of a partition.
+    fn event(&self) -> Result<ClusterLogEvent, String> {
         let mut away = "NATS does not answer".to_owned();
         loop {
             match self.told.recv_timeout(PATIENCE) {
                 Ok(ClusterLogEvent::State(ClusterLogState::Ready)) => {}
                 Ok(ClusterLogEvent::State(ClusterLogState::Away(why))) => away = why,
                 Ok(ClusterLogEvent::State(ClusterLogState::Unsuitable(why))) => return Err(why.join("; ")),
-                Ok(ClusterLogEvent::Damaged { partition, why }) => return Err(format!("partition {partition}: {why}")),
-                Ok(ClusterLogEvent::Resigned { partition, epoch }) => {
-                    return Err(format!("partition {partition}: somebody else writes it, with epoch {epoch}"));
-                }
-                Ok(ClusterLogEvent::Full { full: true, .. }) => {
-                    return Err("the streams in NATS are full: give them more room".to_owned());
-                }
                 Ok(event) => return Ok(event),
                 Err(RecvTimeoutError::Timeout) => return Err(away),
                 Err(RecvTimeoutError::Disconnected) => return Err("the log has ended".to_owned()),
@@ -72,20 +65,37 @@ impl OnCluster {
         }
     }
 
+    /// The next one that is no trouble.
+    fn next(&self) -> Result<ClusterLogEvent, String> {
+        match self.event()? {
+            ClusterLogEvent::Damaged { partition, why } => Err(format!("partition {partition}: {why}")),
+            ClusterLogEvent::Resigned { partition, epoch } => {
+                Err(format!("partition {partition}: somebody else writes it, with epoch {epoch}"))
+            }
+            ClusterLogEvent::Full { full: true, .. } => {
+                Err("the streams in NATS are full: give them more room".to_owned())
+            }
+            event => Ok(event),
+        }
+    }
+
     fn fence(&self, partitions: u16, epoch: u32) -> Result<(), String> {
         (0..partitions).for_each(|partition| self.log.fence(Fence { partition, epoch, ..Fence::default() }));
         let mut missing: BTreeSet<u16> = (0..partitions).collect();
         while !missing.is_empty() {
-            match self.next()? {
-                ClusterLogEvent::Read { partition, appends } if appends.iter().any(|a| a.header.count > 0) => {
-                    return Err(format!(
-                        "the log of partition {partition} holds something already: an import needs new streams; delete \
-                         those of this cluster if they are of an import that was cut off"
-                    ));
+            let held = match self.event()? {
+                ClusterLogEvent::Read { partition, appends } if appends.iter().any(|a| a.header.count > 0) => partition,
+                ClusterLogEvent::Damaged { partition, .. } | ClusterLogEvent::Resigned { partition, .. } => partition,
+                ClusterLogEvent::Fenced { partition, .. } => {
+                    missing.remove(&partition);
+                    continue;
                 }
-                ClusterLogEvent::Fenced { partition, .. } => drop(missing.remove(&partition)),
-                _ => {}
-            }
+                _ => continue,
+            };
+            return Err(format!(
+                "the log of partition {held} holds something already: an import needs new streams; delete those of this \
+                 cluster if they are of an import that was cut off"
+            ));
         }
         Ok(())
     }
