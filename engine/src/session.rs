@@ -94,6 +94,8 @@ pub struct Attach {
     pub rules: Rules,
     /// Username, if its queues are bounded together.
     pub username: Option<Arc<str>>,
+    /// Name of this CONNECT, which no other has; 0 where nobody asks a second time for one.
+    pub maker: u64,
 }
 
 /// The session's end of the channel; it exists while a connection is attached.
@@ -133,6 +135,9 @@ pub struct Session {
     pub logged: bool,
     /// Its last connection has ended.
     pub away: bool,
+    /// The CONNECT that made it, as long as that was not answered: asked again elsewhere, it finds no session of its client,
+    /// but its own [MQTT-3.2.2-3]. 0: another one has found it.
+    pub maker: u64,
     /// Volatile: bodies are on their way from the disk.
     pub fetching: bool,
     /// Engine time at which it ends; 0 while connected or for ever.

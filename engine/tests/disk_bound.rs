@@ -140,6 +140,7 @@ impl Site {
             will: None,
             rules: roostmq_engine::access::Rules::default(),
             username: None,
+            maker: 0,
         };
         self.step(Input::Attach(Box::new(attach)));
         self.look();

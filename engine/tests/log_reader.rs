@@ -158,6 +158,7 @@ impl Recorder {
             will: Some(Box::new(will)),
             rules: roostmq_engine::access::Rules::default(),
             username: None,
+            maker: 0,
         };
         let effects = self.step(Input::Attach(Box::new(attach)));
         let attached = effects.iter().find_map(|e| match e {

@@ -10,6 +10,7 @@ use crate::codec::{self, AckKind, Connack, Connect, Frame, Malformed, Packet, Pr
 use crate::connection::{Away, Connection, Rare, Stage};
 use crate::limits::PACKET_BYTES_PROTOCOL;
 use crate::partition::Input;
+use crate::ring::{Ring, siphash};
 use crate::session::{Attach, NEVER, Will};
 use crate::settings::{CertificateIdentity, ClientCertificates};
 use crate::stats::{Counter, Gauge};
@@ -221,6 +222,7 @@ impl Lane {
 
     pub(super) fn ask_for_session(&mut self, key: usize) {
         let connection = self.id_of(key);
+        let maker = self.name_of(connection);
         let Some(c) = self.connections.get_mut(key) else { return };
         let bytes = std::mem::take(&mut c.rare.get_or_insert_default().connect);
         let (client_id, rules) = (c.client_id.clone(), c.rules.clone());
@@ -240,10 +242,19 @@ impl Lane {
             will: connect.will.as_ref().map(|w| owned_will(w, &connect, mount_point)),
             rules,
             username,
+            maker,
         };
         let partition = self.shared.ring.partition(&client_id);
         c.rare.get_or_insert_default().connect = bytes;
         self.tell_session(partition, Input::Attach(Box::new(attach)));
+    }
+
+    /// A name for the CONNECT of this connection that no other one in the cluster has, not even one of another start.
+    fn name_of(&self, connection: ConnectionId) -> u64 {
+        let Some(fleet) = &self.fleet else { return 0 };
+        let start = fleet.members.get(&Ring::slot(self.number)).map_or(0, |member| member.0);
+        let ConnectionId { lane, key, generation } = connection;
+        siphash((start, u64::from(lane)), &[key.to_le_bytes(), generation.to_le_bytes()].concat())
     }
 
     /// The session is there: the connection opens. `away` if it is elsewhere.

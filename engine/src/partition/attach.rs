@@ -48,17 +48,18 @@ impl Partition {
             self.end_session(old, DropReason::SessionEnded, out);
             slot = None;
         }
-        let present = slot.is_some();
+        let found = slot.is_some();
         let expiry_s = attach.expiry_s;
         let slot = slot.unwrap_or_else(|| {
             // the log knows a session that ends with its connection only for the sake of its will
             let logged = expiry_s > 0 || attach.will.is_some();
             let uid = self.new_uid();
-            let record = Record::SessionOpened { client_id: &attach.client_id, uid, expiry_s, logged };
+            let maker = attach.maker;
+            let record = Record::SessionOpened { client_id: &attach.client_id, uid, expiry_s, logged, maker };
             self.commit(logged, record)
         });
         let (logged, had_will) = self.state.session(slot).map_or((false, false), |s| (s.logged, s.will.is_some()));
-        if present {
+        if found {
             self.commit(logged, Record::SessionAttached { slot, expiry_s });
         }
         match attach.will {
@@ -74,6 +75,10 @@ impl Partition {
         let Some(session) = self.state.session_mut(slot) else { return };
         session.ends_at_ms = 0;
         session.will_at_ms = 0;
+        let present = found && (session.maker == 0 || session.maker != attach.maker);
+        if present {
+            session.maker = 0;
+        }
         session.rules = attach.rules;
         if let (Some(name), None) = (&attach.username, &session.user) {
             session.user = self.rules.users.account(name);
@@ -94,8 +99,9 @@ impl Partition {
 
     /// CONNACK was sent: what waits follows.
     pub(super) fn opened(&mut self, session: SessionRef, out: &mut Effects) {
-        if let Some(channel) = self.session_mut(session).and_then(|s| s.channel.as_mut()) {
-            channel.opening = false;
+        if let Some(s) = self.session_mut(session) {
+            s.maker = 0;
+            s.channel.iter_mut().for_each(|channel| channel.opening = false);
         }
         self.resume(session, out);
     }
@@ -174,7 +180,8 @@ impl Partition {
         s.will_at_ms = 0;
         self.end_session(slot, DropReason::SessionEnded, out);
         let uid = self.new_uid();
-        let slot = self.commit(logged, Record::SessionOpened { client_id: &client_id, uid, expiry_s: 0, logged });
+        let slot =
+            self.commit(logged, Record::SessionOpened { client_id: &client_id, uid, expiry_s: 0, logged, maker: 0 });
         let allowed = rules.may(crate::access::Action::Publish, &will.topic);
         self.commit(logged && allowed, Record::WillArmed { slot, will });
         let (expiry_s, ends_at_ms, will_at_ms) = (0, at_ms, at_ms);

@@ -254,6 +254,7 @@ mod tests {
                 will: None,
                 rules: crate::access::Rules::default(),
                 username: None,
+                maker: 0,
             };
             p.step(1_000, Input::Attach(Box::new(attach)), &mut out);
             let slot = p.state.find(&format!("client-{n}")).unwrap();

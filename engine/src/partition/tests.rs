@@ -25,6 +25,7 @@ fn attach(connection: ConnectionId, clean: bool, expiry_s: u32, window: u16) -> 
         will: None,
         rules: crate::access::Rules::default(),
         username: None,
+        maker: u64::from(connection.generation),
     }))
 }
 
@@ -466,4 +467,27 @@ fn what_waits_is_counted_once() {
     let number = again.take_batch().unwrap().number;
     assert!(number > before.number, "the log may still answer for the batches before");
     assert_eq!(rules.queued.totals(), (0, 0), "the session has ended");
+}
+
+/// A CONNECT that was not answered is asked again at the next owner of the partition, which finds in the log what the first one had
+/// made of it: that is no session which its client has [MQTT-3.2.2-3]. Another CONNECT has it.
+#[test]
+fn asking_again_after_a_failover_finds_no_session() {
+    let mut p = Partition::new(3, Rules::default(), 1);
+    let mut out = Effects::new();
+    p.step(5_000, attach(ME, false, 60, 10), &mut out);
+    let batch = p.take_batch().unwrap();
+    for (asks, present) in [(ME, false), (OTHER, true)] {
+        let mut replay = crate::record::Replay::new(3);
+        let mut records = batch.records.as_slice();
+        while let Some((body, _)) = crate::record::next_record(&mut records).unwrap() {
+            replay.record(body, 0).unwrap();
+        }
+        let resumed = Resumed { incarnation: 2, last: p.journal().last(), ended_ms: 5_000, now_ms: 5_000 };
+        let mut again = Partition::recovered(3, Rules::default(), replay, resumed);
+        again.resume_all(resumed, &mut out);
+        step(&mut again, attach(asks, false, 60, 10));
+        let effects = sync(&mut again);
+        assert_eq!(attached(&effects).1, present, "{asks:?}");
+    }
 }

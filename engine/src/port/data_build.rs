@@ -186,7 +186,7 @@ impl<P: Target> Build<P> {
             return Err(format!("`{}` has a session already", s.client_id));
         }
         let (client_id, expiry_s) = (&*s.client_id, s.expiry_s);
-        let slot = part.commit(Record::SessionOpened { client_id, uid: uid.0, expiry_s, logged: true });
+        let slot = part.commit(Record::SessionOpened { client_id, uid: uid.0, expiry_s, logged: true, maker: 0 });
         owner.slot = slot;
         if let Some(will) = armed {
             part.commit(Record::WillArmed { slot, will });

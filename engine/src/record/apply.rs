@@ -146,8 +146,10 @@ impl State {
     /// Carries out a record. `SessionOpened` returns the place of the session.
     pub fn apply(&mut self, record: Record<'_>) -> u32 {
         match record {
-            Record::SessionOpened { client_id, uid, expiry_s, logged } => {
-                return self.open(client_id, uid, expiry_s, logged);
+            Record::SessionOpened { client_id, uid, expiry_s, logged, maker } => {
+                let slot = self.open(client_id, uid, expiry_s, logged);
+                self.session_mut(slot).into_iter().for_each(|s| s.maker = maker);
+                return slot;
             }
             Record::SessionEnded { slot } => drop(self.remove(slot)),
             Record::Enqueued { message, origin, to } => {
@@ -290,6 +292,7 @@ impl Session {
             expiry_s,
             logged,
             away: false,
+            maker: 0,
             fetching: false,
             ends_at_ms: 0,
             will_at_ms: 0,

@@ -91,6 +91,14 @@ impl<'a> Reader<'a> {
         self.uid(partition)
     }
 
+    /// The CONNECT that made a session; 0 where nothing follows.
+    pub(super) fn maker(&mut self) -> Result<u64> {
+        if self.rest.is_empty() {
+            return Ok(0);
+        }
+        Ok(u64::from_le_bytes(self.take(8)?.try_into().unwrap_or_default()))
+    }
+
     fn qos(flags: u8) -> Result<QoS> {
         QoS::from_bits(flags & 3).ok_or(WireError("QoS 3"))
     }
@@ -219,6 +227,7 @@ impl<'a> Reader<'a> {
             let (filter, subscription) = self.subscription()?;
             s.subscriptions.insert(filter.into(), subscription);
         }
+        s.maker = self.maker()?;
         Ok((s, sent))
     }
 }

@@ -58,11 +58,12 @@ fn indexed(w: &mut Writer<'_>, kind: u8, uid: u64, index: u64) {
 
 fn rare(record: &Record<'_>, uid: &dyn Fn(u32) -> u64, w: &mut Writer<'_>) {
     match record {
-        Record::SessionOpened { client_id, uid, expiry_s, .. } => {
+        Record::SessionOpened { client_id, uid, expiry_s, maker, .. } => {
             w.u8(kind::SESSION_OPENED);
             w.uid(*uid);
             w.bytes(client_id.as_bytes());
             w.v((*expiry_s).into());
+            w.maker(*maker);
         }
         Record::SessionAttached { slot, expiry_s } => {
             indexed(w, kind::SESSION_ATTACHED, uid(*slot), (*expiry_s).into());
@@ -174,6 +175,7 @@ pub fn encode_session(s: &Session, out: &mut Vec<u8>) {
             w.u8(subscription_flags(sub));
             w.v(sub.id.into());
         }
+        w.maker(s.maker);
     });
 }
 

@@ -50,6 +50,7 @@ pub enum Record<'a> {
         uid: u64,
         expiry_s: u32,
         logged: bool,
+        maker: u64,
     },
     SessionAttached {
         slot: u32,

@@ -190,13 +190,13 @@ impl Replay {
 
     fn opened(&mut self, mut r: Reader<'_>) -> Result {
         let uid = r.uid(self.partition)?;
-        let (client_id, expiry_s) = (r.text()?, r.small()?);
+        let (client_id, expiry_s, maker) = (r.text()?, r.small()?, r.maker()?);
         self.last_uid = self.last_uid.max(uid);
         if self.places.contains_key(&uid) {
             return Ok(Replayed::Skipped);
         }
         self.forget_client(client_id);
-        let slot = self.state.apply(Record::SessionOpened { client_id, uid, expiry_s, logged: true });
+        let slot = self.state.apply(Record::SessionOpened { client_id, uid, expiry_s, logged: true, maker });
         self.places.insert(uid, slot);
         Ok(Replayed::Applied)
     }
@@ -221,8 +221,9 @@ impl Replay {
             self.spare_bodies(uid);
         }
         self.forget_client(&session.client_id);
-        let (client_id, expiry_s) = (session.client_id.clone(), session.expiry_s);
-        let slot = self.state.apply(Record::SessionOpened { client_id: &client_id, uid, expiry_s, logged: true });
+        let (client_id, expiry_s, maker) = (session.client_id.clone(), session.expiry_s, session.maker);
+        let opened = Record::SessionOpened { client_id: &client_id, uid, expiry_s, logged: true, maker };
+        let slot = self.state.apply(opened);
         if let Some(place) = self.state.session_mut(slot) {
             *place = session;
         }

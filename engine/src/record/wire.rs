@@ -91,6 +91,13 @@ impl Writer<'_> {
         self.uid(uid);
     }
 
+    /// The CONNECT that made a session, if it is not answered yet.
+    pub fn maker(&mut self, maker: u64) {
+        if maker != 0 {
+            self.0.extend_from_slice(&maker.to_le_bytes());
+        }
+    }
+
     /// Signed, small values short.
     pub fn zigzag(&mut self, n: i64) {
         self.v(((n << 1) ^ (n >> 63)) as u64);

@@ -167,7 +167,7 @@ impl Broker {
         });
         let rules = roostmq_engine::access::Rules::default();
         let (client_id, clean, username) = (name.into(), false, None);
-        let attach = Attach { connection, client_id, clean, expiry_s, receive_maximum, will, rules, username };
+        let attach = Attach { connection, client_id, clean, expiry_s, receive_maximum, will, rules, username, maker: 0 };
         self.step(partition, Input::Attach(Box::new(attach)));
         self.write();
         let state = self.partitions[usize::from(partition)].state();

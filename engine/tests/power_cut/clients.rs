@@ -121,6 +121,7 @@ impl World {
             will: None,
             rules: roostmq_engine::access::Rules::default(),
             username: None,
+            maker: 0,
         };
         self.step(i % PARTITIONS, Input::Attach(Box::new(attach)), None);
     }

@@ -9,7 +9,7 @@ import urllib.parse
 import urllib.request
 from typing import Any
 
-from roostmq.errors import RoostError, TimedOut
+from roostmq.errors import RoostError, TimedOut, UnavailableError
 
 DEFAULT = "http://127.0.0.1:18083"
 
@@ -20,7 +20,9 @@ def add_option(parser: argparse.ArgumentParser) -> None:
 
 
 def get(base: str, path: str, at_most_s: float = 15, **query: str | None) -> dict[str, Any]:
-    """Ask the broker. Raises RoostError in one line if there is no answer or a refusal, TimedOut if it is late."""
+    """Ask the broker. Raises RoostError in one line if there is no answer or a refusal, UnavailableError if that is for
+    now (NATS is away), TimedOut if it is late.
+    """
     words = urllib.parse.urlencode({name: value for name, value in query.items() if value is not None})
     return _open(base, f"{path}?{words}" if words else path, None, at_most_s)
 
@@ -46,7 +48,8 @@ def _open(base: str, path: str, body: bytes | None, at_most_s: float) -> dict[st
         with opener.open(request, timeout=at_most_s) as answer:
             found: dict[str, Any] = json.load(answer)
     except urllib.error.HTTPError as error:
-        raise RoostError(f"the broker at {base} refuses: {_text(error)}") from None
+        why = UnavailableError if error.code == 503 else RoostError
+        raise why(f"the broker at {base} refuses: {_text(error)}") from None
     except TimeoutError:
         raise TimedOut(f"the broker at {base} has not answered within {at_most_s:.0f} s") from None
     except urllib.error.URLError as error:

@@ -14,11 +14,11 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from roostmq.errors import ConfigError, RoostError
+from roostmq.errors import ConfigError, RoostError, UnavailableError
 from roostmq.interface.cli import admin
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 FILE = "dev.json"
 LOOK_S = 0.1
 MOVE_S = 300.0
+AWAY_S = 60.0
+"""So long NATS may be away."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -136,8 +138,7 @@ class Change:
             self.dev.number(node or "")
             if len(self.dev.nodes) == 1:
                 raise ConfigError("the last node cannot be removed: stop `roost dev` instead")
-        url = next(iter(self.dev.admins().values()))
-        await asyncio.to_thread(admin.refuse_if_paused, url, "nothing would come or go")
+        await self._ask(admin.refuse_if_paused, "nothing would come or go")
         before = await self._look()
         closed = await self._closed()
         if what == "add":
@@ -221,5 +222,16 @@ class Change:
         return sum(t["counters"]["sessions_lost"] for t in told if isinstance(t, dict))
 
     async def _post(self, path: str, **fields: object) -> None:
-        url = next(iter(self.dev.admins().values()))
-        await asyncio.to_thread(admin.post, url, path, 15, **fields)
+        await self._ask(admin.post, path, 15, **fields)
+
+    async def _ask(self, what: Callable[..., Any], *args: Any, **fields: object) -> None:
+        """Of the first node; NATS may hold an election meanwhile."""
+        url, end_s = next(iter(self.dev.admins().values())), time.monotonic() + AWAY_S
+        while True:
+            try:
+                return await asyncio.to_thread(what, url, *args, **fields)
+            except UnavailableError as problem:
+                if time.monotonic() > end_s:
+                    raise
+                self.tell(progress=f"{problem}; trying again")
+            await asyncio.sleep(1)
