@@ -5,7 +5,7 @@
 //! [MQTT-4.8.2-5]; refused by a member means to nobody else [MQTT-4.8.2-6]. Pure: what it decides is returned.
 
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 
 use crate::channel::SessionRef;
 use crate::codec::QoS;
@@ -131,6 +131,16 @@ impl Group {
         let before = self.members.len();
         self.members.retain(|m| m.session.uid != session.uid);
         before != self.members.len()
+    }
+
+    /// These sessions are in another partition now.
+    pub fn rehome(&mut self, partition: u16, moved: &HashSet<u64>) {
+        let with = self.entries.iter_mut().filter_map(|e| match &mut e.place {
+            Place::With { session, .. } => Some(session),
+            _ => None,
+        });
+        let all = self.members.iter_mut().map(|m| &mut m.session).chain(with);
+        all.filter(|session| moved.contains(&session.uid)).for_each(|session| session.partition = partition);
     }
 
     /// Who is in it; `passing` only those whose session ends with their connection.

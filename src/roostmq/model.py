@@ -15,7 +15,7 @@ from typing import NewType
 NodeId = NewType("NodeId", str)
 """Name of a node, given by the operator: it survives restarts."""
 PartitionId = NewType("PartitionId", int)
-"""0 to P - 1: the top bits of the keyed hash of a client id."""
+"""0 to P - 1: the top bits of the keyed hash of a client id; what was cut off later has the next numbers."""
 Epoch = NewType("Epoch", int)
 """Counts the owners of a partition; never used twice, also not by the same node."""
 Version = NewType("Version", int)
@@ -27,7 +27,7 @@ class PartitionState(StrEnum):
 
     SERVING = "serving"
     MOVING = "moving"
-    """A planned move to `Assignment.target` is under way; the owner still owns."""
+    """A planned move to `Assignment.target` is under way, the owner still owns. To the owner itself: it is cut."""
     RECOVERING = "recovering"
     """The owner is named and has not said yet that it serves."""
 
@@ -71,6 +71,13 @@ class PartitionTable:
     """Fingerprint of the cluster's hash key: a node with another key is refused."""
     partitions: tuple[Assignment, ...]
     """By partition id."""
+    begun_with: int = 0
+    """How many there were at the beginning; 0: as many as now."""
+
+    @property
+    def roots(self) -> int:
+        """How many partitions there were at the beginning, a power of two."""
+        return self.begun_with or len(self.partitions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +92,8 @@ class Wishes:
     """What a node hands over in a second, on average; 0 is no limit."""
     append_ms_max: int = 0
     """A node whose appends took longer lately begins one move in two seconds, as live traffic waits too; 0: never."""
+    split_to: int = 0
+    """Partitions are cut in two until there are so many; fewer than there are: none is cut."""
     pins: Mapping[PartitionId, NodeId] = field(default_factory=dict)
     """Partitions that stay on a node, or go there, as long as it is a member that is not draining."""
     last: Mapping[PartitionId, NodeId | None] = field(default_factory=dict)

@@ -51,6 +51,10 @@ STEPS = (
     "peer goes on",
 )
 """Where somebody dies in a planned move, in their order (`engine/src/lane/moving.rs`)."""
+CUTS = ("owner has cut", "owner has written", "owner decides", "halves are named")
+"""The same where a partition is cut in two (`engine/src/lane/halving.rs`)."""
+PARTITIONS_MAX, CUTS_MAX = 256, 1024
+"""So many in the end, and where nodes die while they are cut."""
 
 
 @dataclass
@@ -119,6 +123,7 @@ class Run:
                     self.weigh("after a third")
             self.weigh("at the end")
             self.book.checked["healthy after, ms"] = int(1000 * await self.site.until_served(SETTLE_S))
+            self.book.checked["partitions at the end"] = await self.site.until_split(SETTLE_S)
             await self.settle()
             await self.probe()
         except BrokerFailed as error:
@@ -151,6 +156,7 @@ class Run:
             "slow": self.slow,
             "grow": self.grow,
             "drain": self.drain,
+            "split": self.split,
             "restart": self.restart,
         }
         self.book.checked[f"fault: {what}"] += 1
@@ -283,6 +289,10 @@ class Run:
         await asyncio.sleep(self.rng.uniform(0.0, 3.0))
         await self.site.drain(i, False)
 
+    async def split(self) -> None:
+        """All partitions are cut in two; what comes next may come meanwhile."""
+        await asyncio.to_thread(self.site.split, self.victim(), PARTITIONS_MAX)
+
     async def restart(self) -> None:
         """A node is told to stop, and starts again."""
         await self.site.restart_node(self.victim())
@@ -304,7 +314,10 @@ class Run:
             await asyncio.sleep(0.1)
             if time.monotonic() > pinned + 2:
                 pinned = time.monotonic()
-                await asyncio.to_thread(self.site.move_some, i, step.split()[0])
+                if step in CUTS:
+                    await asyncio.to_thread(self.site.split, (i + 1) % self.plan.nodes, CUTS_MAX)
+                else:
+                    await asyncio.to_thread(self.site.move_some, i, step.split()[0])
         self.book.checked[f"died: {step}"] += 1
         self.site.note()
         await asyncio.sleep(self.rng.choice((0.0, 0.5, 3.0)))
@@ -408,7 +421,7 @@ def main() -> int:
     parser.add_argument(
         "--faults",
         default="kill,hang",
-        help="of: kill, hang, server, machine, all servers, blackout, power, full, cut pair, cut way, cut off, slow, grow, drain, restart",
+        help="of: kill, hang, server, machine, all servers, blackout, power, full, cut pair, cut way, cut off, slow, grow, drain, restart, split",
     )
     parser.add_argument("--sync", default="", help="sync_interval of NATS, with the weaker class of acknowledgement")
     parser.add_argument(
@@ -420,7 +433,9 @@ def main() -> int:
     parser.add_argument("--report", type=Path, help="write the verdict here too")
     a = parser.parse_args()
     plan = Plan(a.seed, a.seconds, a.nodes, a.servers, a.rate, tuple(f.strip() for f in a.faults.split(",")))
-    plan.story = tuple(f"die: {s}" for s in STEPS) if a.steps else tuple(f.strip() for f in a.story.split(",") if f)
+    plan.story = (
+        tuple(f"die: {s}" for s in STEPS + CUTS) if a.steps else tuple(f.strip() for f in a.story.split(",") if f)
+    )
     plan.sync = a.sync
     folder = Path(tempfile.mkdtemp(prefix="roost-chaos-"))
     result = asyncio.run(run(plan, folder))

@@ -204,6 +204,28 @@ class ClusterSite(Site):
             mine = [r["partition"] for r in rows if r["owner"] == source]
             self._wish(door, pin=dict.fromkeys(self.rng.sample(mine, min(4, len(mine))), target))
 
+    def split(self, i: int, most: int) -> None:
+        """All partitions are cut in two, if a node can be asked for that now and they do not become more than these."""
+        door = self.nodes[i]["admin"]
+        with contextlib.suppress(OSError, ValueError):
+            count = len(_got(f"http://{door}/api/v1/cluster")["partitions"])
+            asked = int(_got(f"http://{door}/api/v1/cluster/moves")["split_to"])
+            if max(asked, count) == count and 2 * count <= most and count & (count - 1) == 0:
+                self._wish(door, split_to=2 * count)
+
+    async def until_split(self, at_most_s: float) -> int:
+        """Wait until everything is cut that shall be; how many partitions there are then."""
+        door, end = self.nodes[0]["admin"], time.monotonic() + at_most_s
+        while True:
+            with contextlib.suppress(OSError, ValueError):
+                rows = (await asyncio.to_thread(_got, f"http://{door}/api/v1/cluster"))["partitions"]
+                asked = (await asyncio.to_thread(_got, f"http://{door}/api/v1/cluster/moves"))["split_to"]
+                if len(rows) >= int(asked) and all(r["state"] == "serving" for r in rows):
+                    return len(rows)
+            if time.monotonic() > end:
+                raise BrokerFailed(f"not every partition is cut after {at_most_s} s: {self.log[-3000:]}")
+            await asyncio.sleep(0.2)
+
     def unpin(self) -> None:
         """Balance decides again."""
         self._wish(self.nodes[0]["admin"], unpin=True)

@@ -346,3 +346,100 @@ fn a_partition_moves_and_nobody_notices() {
         client.ping();
     }
 }
+
+/// The events of a node until one with this name comes.
+fn until_event(cluster: &Cluster, node: usize, name: &str) -> Value {
+    let until = Instant::now() + Duration::from_secs(5);
+    loop {
+        let events = cluster.nodes[node].as_ref().unwrap().0.poll();
+        let events: Vec<Value> = serde_json::from_str(&events).unwrap();
+        if let Some(event) = events.iter().find(|e| e["event"] == name) {
+            return event.clone();
+        }
+        assert!(Instant::now() < until, "no `{name}`: {events:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+impl Cluster {
+    /// The next partition is cut, and the table says so.
+    fn split(&mut self) {
+        let child = self.owners.len();
+        let parent = child % 64;
+        let owner = usize::try_from(self.owners[parent].0).unwrap();
+        let order = json!([{"do": "split", "partition": parent, "child": child}]);
+        self.nodes[owner].as_ref().unwrap().0.submit(&order.to_string()).unwrap();
+        let told = until_event(self, owner, "halved");
+        assert_eq!((&told["partition"], &told["child"]), (&json!(parent), &json!(child)));
+        self.owners[parent].1 += 1;
+        self.owners.push(self.owners[parent]);
+        self.tell_table();
+    }
+}
+
+/// A partition is cut in two while its clients talk through three doors: no socket closes, everything comes once and in order to both
+/// halves, also by a shared group that was cut off, with members in both; then the new half moves on.
+#[test]
+fn a_partition_is_cut_and_nobody_notices() {
+    let mut cluster = Cluster::new();
+    let key = u128::from_str_radix(KEY, 16).unwrap();
+    let ring = Ring::new(((key >> 64) as u64, key as u64), 64, 1);
+    let named = |prefix: &str, part: u16| {
+        let fits = |n: &String| ring.partition_of(n, 65) == part;
+        (0..).map(|i| format!("{prefix}{i}")).find(fits).unwrap()
+    };
+    let group = (0..).map(|i| format!("g{i}/cut/#")).find(|n| ring.partition_of(n, 65) == 64).unwrap();
+    let mut receivers = Vec::new();
+    let mut members = Vec::new();
+    for door in 0..3 {
+        for part in [0, 64] {
+            let mut client = Client::connect(cluster.port(door), &named(&format!("c{door}x"), part));
+            client.subscribe_at("cut/#", 2);
+            receivers.push(client);
+            let mut member = Client::connect(cluster.port(door), &named(&format!("m{door}x"), part));
+            member.subscribe_at(&format!("$share/{group}"), 1);
+            members.push(member);
+        }
+    }
+    let mut publishers: Vec<Client> =
+        (0..3).map(|n| Client::connect(cluster.port(n), &name_of((n + 2) % 3, "pub"))).collect();
+    let mut word = 0u8;
+    for round in 0..8 {
+        for (n, publisher) in publishers.iter_mut().enumerate() {
+            let qos = (round + n as u8) % 3;
+            word += 1;
+            publish(publisher, "cut/x", qos, word);
+            match (round, n) {
+                (1 | 3 | 5, 1) => cluster.split(),
+                (6, 1) => {
+                    let order = json!([{"do": "move", "partition": 64, "slot": 1}]);
+                    cluster.nodes[0].as_ref().unwrap().0.submit(&order.to_string()).unwrap();
+                    until_event(&cluster, 1, "carried");
+                    cluster.owners[64] = (1, cluster.owners[64].1 + 1);
+                    cluster.tell_table();
+                }
+                _ => {}
+            }
+            finish(publisher, qos);
+            for receiver in &mut receivers {
+                assert_eq!(receive(receiver), (qos, word), "round {round}");
+            }
+        }
+    }
+    let mut got = 0;
+    for member in &mut members {
+        member.0.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        while let Some((first, body)) = member.packet() {
+            got += 1;
+            let topic = usize::from(body[1]) + 2;
+            if first >> 1 & 3 == 1 {
+                member.send(0x40, &body[topic..topic + 2]);
+            }
+        }
+        member.0.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    }
+    assert_eq!(got, word, "each message to one member");
+    for client in receivers.iter_mut().chain(&mut members).chain(&mut publishers) {
+        client.ping();
+    }
+}

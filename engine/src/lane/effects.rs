@@ -16,6 +16,7 @@ impl Lane {
     /// Steps a partition of this lane and carries out what follows; `current` is the message being routed.
     pub(super) fn step(&mut self, partition: u16, input: Input<'_>, current: Option<&Inbound<'_>>) {
         let now_ms = self.now_ms;
+        let partition = if self.fleet.is_some() { self.heir(partition, &input) } else { partition };
         let mut effects = self.spare_effects.pop().unwrap_or_default();
         if let Some(p) = self.partition(partition) {
             p.step(now_ms, input, &mut effects);

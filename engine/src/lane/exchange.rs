@@ -36,7 +36,7 @@ pub struct Question {
 }
 
 /// Something for a partition of another lane (or of this one, later in the tick).
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "as `partition::Input`, but owned")]
 pub enum Conveyed {
     GroupLeave { group: Box<str>, session: SessionRef },
@@ -133,6 +133,8 @@ pub enum LaneMessage {
     Halt {
         partition: u16,
         epoch: u32,
+        /// It is cut in two: what is for this part of it waits too.
+        child: Option<u16>,
     },
     /// Nothing more comes for it from here.
     Halted {
@@ -393,7 +395,7 @@ impl Lane {
             LaneMessage::Joined { key } => self.on_joined(key),
             LaneMessage::Forget { uid } => self.todo.push_back(Todo::Forget { uid }),
             LaneMessage::Restarted => self.on_peer_restarted(from),
-            LaneMessage::Halt { partition, epoch } => self.on_halt(from, partition, epoch),
+            LaneMessage::Halt { partition, epoch, child } => self.on_halt(from, partition, epoch, child),
             LaneMessage::Halted { partition, epoch } => self.on_halted(from, partition, epoch),
             LaneMessage::GoOn { partition, epoch } => self.on_go_on(from, partition, epoch),
             LaneMessage::Luggage { partition, epoch, part, anchor } => {
@@ -452,6 +454,10 @@ impl Lane {
     }
 
     pub(super) fn on_conveyed(&mut self, partition: u16, what: Conveyed) {
+        let what = match self.pass_down(partition, what) {
+            Some(what) => what,
+            None => return,
+        };
         let input = match &what {
             Conveyed::GroupLeave { group, session } => Input::GroupLeave { group, session: *session },
             Conveyed::GroupOnline { group, session, online, window } => {

@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use hashbrown::HashMap;
 
 use super::frozen::{Asked, Frozen, Pending};
-use super::moving::{Halt, Leaving, Sealed};
+use super::halts::Halt;
+use super::halving::Halving;
+use super::moving::{Leaving, Sealed};
 use super::owners::{Owner, Parked, Taking};
 use super::{Lane, LaneMessage};
 use crate::channel::{ConnectionId, SessionRef};
@@ -75,6 +77,8 @@ pub(super) struct Fleet {
     pub halts: BTreeMap<u16, Halt>,
     pub luggage: HashMap<u16, (u32, Vec<u8>)>,
     pub sealed: BTreeMap<u16, Sealed>,
+    /// A partition of this lane that is cut in two.
+    pub halving: Option<Halving>,
 }
 
 impl Fleet {

@@ -69,6 +69,13 @@ impl Frozen {
         Self { wanted: Some(wanted), waiting: BTreeMap::from([(partition, epoch)]), behind, planned: true }
     }
 
+    /// A partition was cut: who waits for it waits for what was cut off it too.
+    pub fn cut(&mut self, parent: u16, child: u16, epoch: u32) {
+        if self.waiting.contains_key(&parent) {
+            self.waiting.insert(child, epoch);
+        }
+    }
+
     /// The first table: nobody older than its owners counts.
     pub fn require(&mut self, epoch_of: impl Fn(u16) -> u32) {
         for (partition, epoch) in &mut self.waiting {
@@ -237,6 +244,7 @@ impl Lane {
 
     /// The retained copy for a partition that nobody has: true if it waits.
     pub(super) fn await_keeper(&mut self, partition: u16, message: &Inbound<'_>) -> bool {
+        let partition = self.as_known(partition);
         let frozen = |f: &super::fleet::Fleet| f.frozen.iter().any(|f| f.waiting.contains_key(&partition));
         let waits = self.fleet.as_deref().is_some_and(frozen);
         if waits {
@@ -281,6 +289,19 @@ impl Lane {
         fleet.frozen.retain(|f| !f.waiting.is_empty());
         if !fleet.frozen.iter().any(|f| f.waiting.contains_key(&partition)) {
             self.let_go(&BTreeSet::from([partition]));
+        }
+    }
+
+    /// Partitions were cut, as the table says: what waits for one of them waits for what was cut off it too.
+    pub(super) fn freeze_cut(&mut self, cut: &[(u16, u32)]) {
+        let ring = self.shared.ring.clone();
+        let Some(fleet) = &mut self.fleet else { return };
+        for (child, epoch) in cut {
+            let parent = ring.parent(*child);
+            fleet.frozen.iter_mut().for_each(|frozen| frozen.cut(parent, *child, *epoch));
+            for pending in fleet.pending.values_mut().filter(|pending| pending.left.contains(&parent)) {
+                pending.left.push(*child);
+            }
         }
     }
 

@@ -15,6 +15,8 @@ mod exchange;
 mod explain;
 mod fleet;
 mod frozen;
+mod halts;
+mod halving;
 mod ingest;
 #[cfg(test)]
 mod log_tests;

@@ -11,11 +11,10 @@
 //! that gets it back goes on with what it had sealed, under a new epoch. If one of the two dies, halts end with it: connections
 //! of these sessions are closed, and the log tells the next owner what was acknowledged.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 
 use serde_json::json;
 
-use super::frozen::Frozen;
 use super::relay::ToSession;
 use super::{Lane, LaneMessage};
 use crate::channel::ConnectionId;
@@ -46,24 +45,19 @@ pub(super) struct Leaving {
     /// Once it is sealed: its bytes, and how many of them were sent.
     parts: Option<(Vec<u8>, usize)>,
     told: bool,
-}
-
-/// Somebody moves a partition: what is for it waits here.
-#[derive(Debug)]
-pub(super) struct Halt {
-    from: u16,
-    epoch: u32,
-    since_ms: u64,
-    held: VecDeque<LaneMessage>,
+    /// It stays and is cut in two: the new one.
+    child: Option<u16>,
 }
 
 /// A partition that was sealed, at its old owner and at its target: whom the table names goes on with it.
 #[derive(Debug)]
 pub(super) struct Sealed {
-    epoch: u32,
+    pub epoch: u32,
     /// Up to where its log goes.
-    anchor: Anchor,
-    partition: Box<Partition>,
+    pub anchor: Anchor,
+    pub partition: Box<Partition>,
+    /// It was a part of another one: groups know its members by that one's name.
+    pub is_cut: bool,
 }
 
 impl Lane {
@@ -71,9 +65,21 @@ impl Lane {
 
     /// The partition shall go to the node with this slot.
     pub(super) fn begin_move(&mut self, partition: u16, slot: u16) {
-        if !self.owns(partition) {
+        if !self.owns(partition) || slot == Ring::slot(self.number) {
             return;
         }
+        let lanes = self.fleet.as_ref().and_then(|f| f.members.get(&slot)).map(|(_, lanes)| *lanes);
+        match lanes.map(|lanes| self.shared.ring.place_in(slot, lanes, partition)) {
+            Some(to) => self.begin_leaving(partition, to, None),
+            None => {
+                let epoch = self.fleet.as_ref().and_then(|f| f.known.get(usize::from(partition))).map_or(0, |k| k.0);
+                self.say_failed(partition, epoch, "its target is no member");
+            }
+        }
+    }
+
+    /// It halts, to be sealed and to go to a place; with a child it stays here and is cut.
+    pub(super) fn begin_leaving(&mut self, partition: u16, to: u16, child: Option<u16>) {
         let Some(fleet) = &self.fleet else { return };
         let epoch = fleet.known.get(usize::from(partition)).map_or(0, |k| k.0);
         let others = fleet.members.iter().flat_map(|(slot, (_, lanes))| {
@@ -81,35 +87,32 @@ impl Lane {
             first..first + lanes
         });
         let others: BTreeSet<u16> = others.filter(|p| *p != self.number).collect();
-        let to = fleet.members.get(&slot).map(|(_, lanes)| Ring::place_in(slot, *lanes, partition));
         let far = others.iter().find(|p| !self.reaches(**p)).copied();
-        if slot == Ring::slot(self.number) {
-            return;
-        }
-        let why = match (to, far) {
-            (None, _) => "its target is no member".to_owned(),
-            (_, Some(place)) => format!("the node in slot {} cannot be talked to", Ring::slot(place)),
+        let why = match far {
+            Some(place) => format!("the node in slot {} cannot be talked to", Ring::slot(place)),
             _ if !self.serves(partition) => "it is not served yet".to_owned(),
             _ if fleet.leaving.contains_key(&partition) || fleet.halts.contains_key(&partition) => return,
             _ => String::new(),
         };
-        let Some(to) = to.filter(|_| why.is_empty()) else { return self.say_failed(partition, epoch, &why) };
+        if !why.is_empty() {
+            return self.say_failed(partition, epoch, &why);
+        }
         let filters = self.partition(partition).map(|p| {
             p.pause();
             p.filters().map(str::to_owned).collect::<Vec<_>>()
         });
         let filters = filters.unwrap_or_default();
         let wanted = Wanted::of(self.shared.ring.key(), filters.iter().map(String::as_str));
-        self.hold_for(partition, epoch, self.number, wanted);
-        others.iter().for_each(|place| self.send(*place, LaneMessage::Halt { partition, epoch }));
+        self.hold_for(partition, epoch, self.number, wanted, child);
+        others.iter().for_each(|place| self.send(*place, LaneMessage::Halt { partition, epoch, child }));
         die_at("owner begins");
-        let leaving = Leaving { to, epoch, since_ms: self.now_ms, missing: others, parts: None, told: false };
+        let leaving = Leaving { to, epoch, since_ms: self.now_ms, missing: others, parts: None, told: false, child };
         if let Some(fleet) = &mut self.fleet {
             fleet.leaving.insert(partition, leaving);
         }
     }
 
-    fn say_failed(&self, partition: u16, epoch: u32, why: &str) {
+    pub(super) fn say_failed(&self, partition: u16, epoch: u32, why: &str) {
         let sealed = self.fleet.as_ref().is_some_and(|f| f.sealed.contains_key(&partition));
         let told =
             json!({"event": "move_failed", "partition": partition, "epoch": epoch, "why": why, "sealed": sealed});
@@ -205,7 +208,12 @@ impl Lane {
         fleet.batches.insert(partition, gone.journal().batches());
         let anchor = fleet.tips.get(&partition).copied().unwrap_or_default();
         let Some(leaving) = fleet.leaving.get_mut(&partition) else { return };
-        fleet.sealed.insert(partition, Sealed { epoch: leaving.epoch, anchor, partition: gone });
+        let sealed = Sealed { epoch: leaving.epoch, anchor, partition: gone, is_cut: false };
+        if let Some(child) = leaving.child {
+            leaving.parts = Some((Vec::new(), 0));
+            return self.halve(partition, child, sealed, bytes);
+        }
+        fleet.sealed.insert(partition, sealed);
         self.shared.events.push(json!({"event": "sealed", "partition": partition, "bytes": bytes.len()}));
         leaving.parts = Some((bytes, 0));
         self.send_parts(partition);
@@ -255,6 +263,7 @@ impl Lane {
 
     /// The table has decided: what was sealed is kept only by whom it names.
     pub(super) fn end_leaving(&mut self, partition: u16, owner: super::owners::Owner) {
+        self.end_halving(partition, owner);
         let Some(fleet) = &mut self.fleet else { return };
         fleet.leaving.remove(&partition);
         let mine = owner.slot == Some(Ring::slot(self.number));
@@ -284,7 +293,9 @@ impl Lane {
                 let (sessions, bytes) = (unpacked.state().len(), bytes.len());
                 self.drop_sealed(partition);
                 if let Some(fleet) = &mut self.fleet {
-                    fleet.sealed.insert(partition, Sealed { epoch, anchor, partition: Box::new(unpacked) });
+                    fleet
+                        .sealed
+                        .insert(partition, Sealed { epoch, anchor, partition: Box::new(unpacked), is_cut: false });
                 }
                 let told = json!({"event": "carried", "partition": partition, "epoch": epoch, "sessions": sessions,
                     "bytes": bytes});
@@ -334,7 +345,7 @@ impl Lane {
 
     fn settle_in(&mut self, partition: u16, epoch: u32) {
         let Some(fleet) = &mut self.fleet else { return };
-        let Some(Sealed { partition: mut fresh, .. }) = fleet.sealed.remove(&partition) else { return };
+        let Some(Sealed { partition: mut fresh, is_cut, .. }) = fleet.sealed.remove(&partition) else { return };
         fresh.set_next_uid(make_uid(partition, epoch, 1));
         if let Some(number) = fleet.batches.get(&partition) {
             fresh.set_next_batch(*number);
@@ -349,6 +360,9 @@ impl Lane {
         self.work();
         let gone: Vec<u16> = (0..self.shared.ring.places()).filter(|p| !self.reaches(*p)).collect();
         self.detach_in(partition, &|place| gone.contains(&place));
+        if is_cut {
+            self.join_from(partition);
+        }
         self.speak_for(partition, epoch, true);
         die_at("target speaks");
     }
@@ -386,111 +400,5 @@ impl Lane {
             self.step(session.partition, input, None);
         }
         self.note_partition_timers();
-    }
-
-    // ---- everybody
-
-    pub(super) fn on_halt(&mut self, from: u16, partition: u16, epoch: u32) {
-        let known = self.fleet.as_ref().and_then(|f| f.known.get(usize::from(partition)));
-        if known != Some(&(epoch, from)) {
-            return; // it is called off after a while
-        }
-        die_at("peer is asked");
-        let wanted = self.interest.snapshot(from..from + 1);
-        self.hold_for(partition, epoch, from, wanted);
-        self.send(from, LaneMessage::Halted { partition, epoch });
-    }
-
-    fn hold_for(&mut self, partition: u16, epoch: u32, from: u16, wanted: Wanted) {
-        let since_ms = self.now_ms;
-        let Some(fleet) = &mut self.fleet else { return };
-        let behind = fleet.asked.iter().filter(|(_, a)| a.place == from).map(|(ask, _)| *ask).collect();
-        fleet.frozen.push(Frozen::planned(wanted, partition, epoch + 1, behind));
-        fleet.halts.insert(partition, Halt { from, epoch, since_ms, held: VecDeque::new() });
-    }
-
-    /// It was called off: what was held goes to who has it.
-    pub(super) fn on_go_on(&mut self, from: u16, partition: u16, epoch: u32) {
-        let Some(fleet) = &mut self.fleet else { return };
-        if fleet.halts.get(&partition).is_none_or(|h| (h.from, h.epoch) != (from, epoch)) {
-            return;
-        }
-        let halt = fleet.halts.remove(&partition);
-        self.unfreeze(partition);
-        halt.into_iter().for_each(|halt| self.release(halt));
-    }
-
-    fn release(&mut self, halt: Halt) {
-        for message in halt.held {
-            let partition = self.destination(&message);
-            self.send(self.shared.ring.home(partition), message);
-        }
-    }
-
-    fn destination(&self, message: &LaneMessage) -> u16 {
-        match message {
-            LaneMessage::ToSession { partition, .. } | LaneMessage::Convey { partition, .. } => *partition,
-            LaneMessage::Join { group, .. } => self.shared.ring.partition(group),
-            _ => u16::MAX,
-        }
-    }
-
-    /// Is it for a partition that moves? Then it waits.
-    pub(super) fn hold(&mut self, partition: u16, message: LaneMessage) -> Option<LaneMessage> {
-        match self.fleet.as_mut().and_then(|f| f.halts.get_mut(&partition)) {
-            Some(halt) => {
-                halt.held.push_back(message);
-                None
-            }
-            None => Some(message),
-        }
-    }
-
-    pub(super) fn is_halted(&self, partition: u16) -> bool {
-        self.fleet.as_ref().is_some_and(|f| f.halts.contains_key(&partition))
-    }
-
-    /// Somebody speaks for a partition under a newer epoch. True if channels to its sessions go on.
-    pub(super) fn end_halt(&mut self, partition: u16, epoch: u32, place: u16, carried: bool) -> bool {
-        let halt = self.fleet.as_mut().and_then(|f| match f.halts.get(&partition) {
-            Some(halt) if halt.epoch < epoch => f.halts.remove(&partition),
-            _ => None,
-        });
-        let Some(halt) = halt else {
-            // it was carried past this lane: nothing here belongs to its sessions any more
-            if carried && place != self.number {
-                self.send(place, LaneMessage::Apart { partition });
-            }
-            return carried;
-        };
-        if carried {
-            die_at("peer holds");
-            let pause_ms = self.shared.clock.now_ms().saturating_sub(halt.since_ms);
-            let told = json!({"event": "moved", "partition": partition, "epoch": epoch, "pause_ms": pause_ms});
-            self.shared.events.push(told);
-            self.release(halt);
-            die_at("peer goes on");
-        } else {
-            self.orphan(&[partition]);
-        }
-        carried
-    }
-
-    /// These halts end without anybody who would go on: their connections are closed.
-    pub(super) fn break_halts(&mut self, is_over: &dyn Fn(u16, u16, u32) -> bool) {
-        let Some(fleet) = &mut self.fleet else { return };
-        let over = fleet.halts.iter().filter(|(p, h)| is_over(**p, h.from, h.epoch)).map(|(p, _)| *p);
-        let over: Vec<u16> = over.collect();
-        over.iter().for_each(|p| drop(fleet.halts.remove(p)));
-        if !over.is_empty() {
-            self.orphan(&over);
-        }
-    }
-
-    /// What goes to a session, a group or a partition elsewhere, unless it has to wait.
-    pub(super) fn post_to(&mut self, partition: u16, message: LaneMessage) {
-        if let Some(message) = self.hold(partition, message) {
-            self.send(self.shared.ring.home(partition), message);
-        }
     }
 }

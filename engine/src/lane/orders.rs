@@ -49,6 +49,7 @@ impl Lane {
                 self.on_table(version, &owners);
             }
             Order::Move { partition, slot } => self.begin_move(partition, slot),
+            Order::Split { partition, child } => self.begin_split(partition, child),
             Order::Shed { count, servers } => self.shed(count, &servers),
             Order::Stop { grace_ms } => self.begin_stop(grace_ms),
             Order::End => self.ended = true,

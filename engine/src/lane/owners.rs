@@ -11,7 +11,7 @@ use crate::interest::Delta;
 use crate::log::Fence;
 use crate::partition::{Effects, Input, Partition, Resumed};
 use crate::record::{Replay, make_uid};
-use crate::ring::{NODE_LANES_MAX, Ring};
+use crate::ring::{NODE_LANES_MAX, NOWHERE, Ring};
 use crate::session::Attach;
 
 /// A CONNECT waits so long for an owner, milliseconds.
@@ -60,6 +60,10 @@ impl Lane {
         }
         fleet.table = version;
         self.interest.set_table(version);
+        let before = u16::try_from(fleet.owners.len()).unwrap_or(u16::MAX);
+        fleet.owners.resize(owners.len(), Owner::default());
+        fleet.known.resize(owners.len(), (0, NOWHERE));
+        self.partitions.resize_with(owners.len(), || None);
         let mut changed = Vec::new();
         for (p, (old, new)) in (0..).zip(fleet.owners.iter_mut().zip(owners)) {
             if (old.slot, old.epoch) != (new.slot, new.epoch) {
@@ -70,6 +74,8 @@ impl Lane {
         let numbers: Vec<u16> = changed.iter().map(|(p, _)| *p).collect();
         let newer = |p: u16, epoch: u32, _| owners.get(usize::from(p)).is_none_or(|o| epoch < o.epoch);
         self.freeze_moved(&numbers, &newer);
+        let cut = (0..).zip(owners).skip(usize::from(before)).map(|(p, owner)| (p, owner.epoch));
+        self.freeze_cut(&cut.collect::<Vec<(u16, u32)>>());
         for (p, owner) in &changed {
             self.give_away(*p);
             self.end_leaving(*p, *owner);
@@ -90,7 +96,7 @@ impl Lane {
     }
 
     fn is_lane_of(&self, partition: u16) -> bool {
-        partition % self.shared.ring.lanes() == self.number % NODE_LANES_MAX
+        self.shared.ring.lane_of(partition) == self.number % NODE_LANES_MAX
     }
 
     fn begin_taking(&mut self, partition: u16, epoch: u32) {

@@ -173,9 +173,15 @@ impl Lane {
                 self.step(partition, Input::Attach(attach), None);
             }
             // it has gone meanwhile: whoever asks learns that by the table, and its connection is closed
-            ToSession::Wish(wish) if !self.owns(wish.session.partition) => {}
-            ToSession::Wish(wish) => self.grant(*wish),
-            ToSession::Rights { session, rules } => self.set_rights(session, rules),
+            ToSession::Wish(mut wish) => {
+                wish.session.partition = self.heir_of(wish.session);
+                if self.owns(wish.session.partition) {
+                    self.grant(*wish);
+                }
+            }
+            ToSession::Rights { session, rules } => {
+                self.set_rights(SessionRef { partition: self.heir_of(session), ..session }, rules);
+            }
             _ => {}
         }
     }

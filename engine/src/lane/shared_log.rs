@@ -87,12 +87,14 @@ impl Lane {
                 if let Some(fleet) = &mut self.fleet {
                     fleet.tips.insert(partition, Anchor { at, epoch, next, checkpoint });
                 }
-                if !self.on_fenced_sealed(partition, epoch, next) {
+                if !self.on_fenced_child(partition, epoch, next) && !self.on_fenced_sealed(partition, epoch, next) {
                     self.on_fenced_log(partition, epoch, next);
                 }
             }
             // Nothing of it becomes safe any more, so nothing is acknowledged. It stays until the table says who has it now: what
             // this lane wants for it must not be taken back before everybody knows whose it is.
+            ClusterLogEvent::Resigned { partition, .. } | ClusterLogEvent::Damaged { partition, .. }
+                if self.on_lost_child(partition) => {}
             ClusterLogEvent::Resigned { partition, epoch } => {
                 self.note("resigned", partition, &serde_json::json!({"epoch": epoch}));
             }
@@ -156,7 +158,10 @@ impl Lane {
     fn on_fenced_log(&mut self, partition: u16, epoch: u32, next: u64) {
         let fleet = self.fleet.as_mut();
         let taking = fleet.and_then(|f| f.taking.get_mut(&partition)).filter(|t| t.epoch == epoch);
-        let Some(replay) = taking.and_then(|t| t.replay.take()) else { return };
+        let Some(mut replay) = taking.and_then(|t| t.replay.take()) else { return };
+        let ring = self.shared.ring.clone();
+        // what was cut off it since then has a log of its own
+        replay.state.keep(&|name| ring.partition(name) == partition);
         let (now_ms, last) = (self.now_ms, next);
         let resumed = Resumed { incarnation: epoch, last, ended_ms: now_ms, now_ms };
         let mut fresh = Partition::recovered(partition, self.config.rules(&self.shared), *replay, resumed);
@@ -167,6 +172,9 @@ impl Lane {
     }
 
     fn on_safe(&mut self, partition: u16, number: u64, parts: &[Part]) {
+        if self.on_safe_child(partition, number, parts) {
+            return;
+        }
         let earlier = self.fleet.as_ref().and_then(|f| f.batches.get(&partition)).copied().unwrap_or(0);
         let (Some(first), Some(last)) = (parts.first(), parts.last()) else { return };
         if number < earlier || !self.owns(partition) {

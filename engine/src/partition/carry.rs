@@ -6,7 +6,7 @@
 //! durable state: what arrives is what left, or the session that differs is named.
 
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::{Effects, Journal, Partition, Rules};
@@ -14,7 +14,7 @@ use crate::channel::{ConnectionId, SessionRef};
 use crate::inflight::Window;
 use crate::log::Position;
 use crate::message::Stored;
-use crate::record::{State, digest};
+use crate::record::{Record, State, digest, digest_of_origins, make_uid};
 use crate::session::{Session, Total};
 use crate::shared::Group;
 
@@ -172,6 +172,47 @@ impl Partition {
         (p.state, p.next_uid, p.paused) = (state, luggage.next_uid, true);
         p.count_in();
         Ok(p)
+    }
+
+    /// The partition that was packed, cut in two, both paused: the second one, with the second of these numbers, has the names that
+    /// are its own. Their logs are those of the whole and a new one; [`Self::begin_log`] says where that begins.
+    ///
+    /// # Errors
+    /// As [`Self::unpack`], and if the halves together are not the whole.
+    pub fn halve(
+        numbers: (u16, u16),
+        rules: &Rules,
+        bytes: &[u8],
+        is_second: &dyn Fn(&str) -> bool,
+    ) -> Result<(Self, Self), String> {
+        let (number, child) = numbers;
+        let mut lower = Self::unpack(number, rules.clone(), bytes)?;
+        let mut upper = Self::unpack(number, rules.clone(), bytes)?;
+        let (whole, origins) = (digest(&lower.state), digest_of_origins(&lower.state));
+        for (half, second) in [(&mut lower, false), (&mut upper, true)] {
+            half.uncount();
+            half.state.keep(&|name| is_second(name) == second);
+            half.count_in();
+        }
+        if digest(&lower.state).wrapping_add(digest(&upper.state)) != whole.wrapping_add(origins) {
+            return Err("the digests of the halves are not that of the whole".to_owned());
+        }
+        let moved: HashSet<u64> = upper.state.each().map(|(_, s)| s.uid).collect();
+        let groups = lower.state.groups_mut().chain(upper.state.groups_mut());
+        groups.for_each(|group| group.rehome(child, &moved));
+        (upper.number, upper.next_uid) = (child, make_uid(child, 0, 1));
+        Ok((lower, upper))
+    }
+
+    /// Its log goes on behind this record; batches have numbers from this one on.
+    pub fn begin_log(&mut self, last: Position, batch: u64) {
+        self.journal = Journal::new(true, last);
+        self.journal.begin_at(batch);
+    }
+
+    /// A record that says nothing, so that the header of its append can.
+    pub fn write_nothing(&mut self) {
+        self.commit(true, Record::OriginForgotten { uid: 0 });
     }
 
     /// What is in its queues and retained counts from now on; [`Self::retire`] takes it back.

@@ -149,7 +149,7 @@ impl Partition {
         let mut offset = None;
         if self.journal.on {
             let (records, at) = self.journal.begin();
-            encode(&self.state, &record, records);
+            encode(self.number, &self.state, &record, records);
             offset = Some(at);
         }
         let slot = record.slot();

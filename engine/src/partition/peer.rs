@@ -35,15 +35,20 @@ impl Partition {
     /// that were to be answered when they were safe.
     pub fn retire(&mut self, out: &mut Effects) -> Vec<Token> {
         self.unlist(out);
-        let retained = self.state.retained.each().filter(|m| m.head().publisher != 0);
-        let (count, bytes) = retained.fold((0, 0), |(count, bytes), m| (count + 1, bytes + m.len() as i64));
-        self.rules.retained.shift(-count, -bytes);
-        self.uncount_queues();
+        self.uncount();
         let unanswered = self.held_back.iter().filter_map(|(_, effect)| match effect {
             Effect::Answer { token, .. } => Some(*token),
             _ => None,
         });
         unanswered.collect()
+    }
+
+    /// What is retained and what waits in its queues counts no more.
+    pub(super) fn uncount(&self) {
+        let retained = self.state.retained.each().filter(|m| m.head().publisher != 0);
+        let (count, bytes) = retained.fold((0, 0), |(count, bytes), m| (count + 1, bytes + m.len() as i64));
+        self.rules.retained.shift(-count, -bytes);
+        self.uncount_queues();
     }
 
     /// The tree forgets what it wanted.

@@ -65,17 +65,17 @@ impl Partition {
     }
 
     fn walk_session(&mut self, walk: &mut Walk, emptied: &Emptied, walked: &mut Walked) -> bool {
-        let slots = self.state.slots();
+        let (slots, number) = (self.state.slots(), self.number);
         while walk.next_slot < slots {
             let slot = walk.next_slot;
             walk.next_slot += 1;
             let Some(s) = self.state.session(slot).filter(|s| s.logged) else { continue };
             let (records, _) = self.journal.begin();
-            encode_session(s, records);
+            encode_session(number, s, records);
             if !s.durable() {
                 return true;
             }
-            let parts = encode_queue(s, records);
+            let parts = encode_queue(number, s, records);
             self.journal.count_more(parts);
             let mut homeless = Vec::new();
             for (index, e) in s.queue.iter().filter(|(_, e)| e.needs_body()) {
@@ -118,7 +118,7 @@ impl Partition {
 
     fn write_moved(&mut self, message: &Stored, moves: &[(u32, u64, u64)]) {
         let (records, offset) = self.journal.begin();
-        encode_moved(&message.view(), moves, records);
+        encode_moved(self.number, &message.view(), moves, records);
         let len = u32::try_from(message.len()).unwrap_or(u32::MAX);
         for &(slot, uid, index) in moves {
             self.journal.note(offset, len, slot, uid, index);

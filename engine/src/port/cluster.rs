@@ -120,7 +120,7 @@ fn tell_log(shared: &Shared, event: ClusterLogEvent) {
         | ClusterLogEvent::Full { partition, .. }
         | ClusterLogEvent::Trimmed { partition, .. } => *partition,
     };
-    let place = shared.ring.place(partition % shared.ring.lanes());
+    let place = shared.ring.place(shared.ring.lane_of(partition));
     shared.post(place, place, LaneMessage::ClusterLog(event));
 }
 
@@ -141,6 +141,7 @@ pub(super) fn set_homes(shared: &Shared, partitions: &[(i32, u32)]) {
     if let Ok(mut layout) = shared.layout.lock() {
         layout.owners = partitions.iter().map(|(slot, _)| u16::try_from(*slot).ok()).collect();
         layout.assign(&shared.ring);
+        shared.ring.grow(u16::try_from(partitions.len()).unwrap_or(u16::MAX));
     }
 }
 

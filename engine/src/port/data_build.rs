@@ -23,6 +23,7 @@ const GAP_MAX: u64 = 1 << 20;
 
 #[derive(Default)]
 struct Part {
+    number: u16,
     state: State,
     records: Vec<u8>,
     count: u32,
@@ -35,7 +36,7 @@ struct Part {
 
 impl Part {
     fn commit(&mut self, record: Record<'_>) -> u32 {
-        encode(&self.state, &record, &mut self.records);
+        encode(self.number, &self.state, &record, &mut self.records);
         self.count += 1;
         match record {
             // bodies are on disk; any address but 0 will do here
@@ -111,7 +112,7 @@ impl<P: Target> Build<P> {
     pub fn new(place: P, ring: Ring, header: &Header, now_ms: u64) -> Self {
         Self {
             place,
-            parts: (0..ring.partitions()).map(|_| Part::default()).collect(),
+            parts: (0..ring.partitions()).map(|number| Part { number, ..Part::default() }).collect(),
             ring,
             incarnation: header.incarnation,
             now_ms,

@@ -39,7 +39,7 @@ use mio::Poll;
 use crate::lane::{Lane, LaneMessage, Mailbox, Recovered};
 use crate::net::Listener;
 use crate::partition::Resumed;
-use crate::ring::Ring;
+use crate::ring::{PARTITIONS_MAX, Ring};
 use crate::settings::Settings;
 
 /// A running engine: lanes, listeners, and the queue of events.
@@ -187,8 +187,9 @@ impl Engine {
                 cluster::set_members(&self.shared, version, nodes);
             }
             Order::Table { ref partitions, .. } => {
-                if partitions.len() != usize::from(self.shared.ring.partitions()) {
-                    return Err(format!("table: {} partitions are needed", self.shared.ring.partitions()));
+                let count = usize::from(self.shared.ring.partitions());
+                if partitions.len() < count || partitions.len() > usize::from(PARTITIONS_MAX) {
+                    return Err(format!("table: {count} to {PARTITIONS_MAX} partitions are needed"));
                 }
                 cluster::set_homes(&self.shared, partitions);
                 self.broadcast(&order);

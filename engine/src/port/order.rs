@@ -104,6 +104,11 @@ pub enum Order {
         partition: u16,
         slot: u16,
     },
+    /// A partition of this node shall be cut in two; the new one has the next number.
+    Split {
+        partition: u16,
+        child: u16,
+    },
     /// These members are answered no more: this node has reported them silent.
     Bind {
         slots: Vec<u16>,

@@ -138,6 +138,21 @@ impl State {
         self.group_names.get(name).copied()
     }
 
+    /// The same, to be changed.
+    pub fn groups_mut(&mut self) -> impl Iterator<Item = &mut Group> {
+        self.groups.values_mut()
+    }
+
+    /// Only what belongs to names like these stays: sessions by client id, retained messages by topic, groups by name.
+    pub fn keep(&mut self, is_here: &dyn Fn(&str) -> bool) {
+        let gone: Vec<u32> = self.each().filter(|(_, s)| !is_here(&s.client_id)).map(|(slot, _)| slot).collect();
+        gone.into_iter().for_each(|slot| drop(self.remove(slot)));
+        let gone: Vec<Box<str>> = self.retained.each().map(|m| m.view().topic.into()).collect();
+        gone.iter().filter(|topic| !is_here(topic)).for_each(|topic| drop(self.retained.clear(topic)));
+        self.group_names.retain(|name, _| is_here(name));
+        self.groups.retain(|_, group| is_here(&group.name));
+    }
+
     /// Every shared group.
     pub fn groups(&self) -> impl ExactSizeIterator<Item = &Group> {
         self.groups.values()

@@ -83,12 +83,14 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn uid(&mut self, partition: u16) -> Result<u64> {
-        Ok(make_uid(partition, self.small()?, self.small()?))
+        match self.small()? {
+            0 => self.foreign(),
+            incarnation => Ok(make_uid(partition, incarnation, self.small()?)),
+        }
     }
 
     pub(super) fn foreign(&mut self) -> Result<u64> {
-        let partition = self.small()?;
-        self.uid(partition)
+        Ok(make_uid(self.small()?, self.small()?, self.small()?))
     }
 
     /// The CONNECT that made a session; 0 where nothing follows.

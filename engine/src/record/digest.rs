@@ -33,13 +33,7 @@ pub fn digest(state: &State) -> u64 {
         }
     }
     for message in state.retained.each().filter(|m| !crate::topic::reserved(m.view().topic)) {
-        add(&|out| framed(out, |w: &mut Writer<'_>| w.message(&message.view(), Origin::default())));
-    }
-    for (uid, window) in state.origins() {
-        let (floor, above) = window.parts();
-        let mut above = above.to_vec();
-        above.sort_unstable();
-        add(&|out| out.extend_from_slice(format!("{uid} {floor} {above:?}").as_bytes()));
+        add(&|out| framed(0, out, |w: &mut Writer<'_>| w.message(&message.view(), Origin::default())));
     }
     for group in state.groups().filter(|g| g.logged) {
         add(&|out| out.extend_from_slice(format!("{} {}", group.uid, group.name).as_bytes()));
@@ -47,11 +41,23 @@ pub fn digest(state: &State) -> u64 {
             let with = with.map(|(n, session)| (n, session.uid));
             add(&|out| {
                 out.extend_from_slice(format!("{} {index} {with:?} ", group.uid).as_bytes());
-                Writer(out).message(&message.view(), Origin::default());
+                Writer(out, 0).message(&message.view(), Origin::default());
             });
         }
     }
-    sum
+    sum.wrapping_add(digest_of_origins(state))
+}
+
+/// The part of [`digest`] that stands for what was taken of each origin.
+#[must_use]
+pub fn digest_of_origins(state: &State) -> u64 {
+    let each = state.origins().map(|(uid, window)| {
+        let (floor, above) = window.parts();
+        let mut above = above.to_vec();
+        above.sort_unstable();
+        crate::ring::siphash(KEY, format!("{uid} {floor} {above:?}").as_bytes())
+    });
+    each.fold(0, u64::wrapping_add)
 }
 
 fn sorted((last, mut ids): (u64, Vec<(u16, u64)>)) -> (u64, Vec<(u16, u64)>) {

@@ -7,8 +7,8 @@ use crate::queue::Entry;
 use crate::session::Session;
 
 /// Appends a record of this state, framed. Call it before the record is applied.
-pub fn encode(state: &State, record: &Record<'_>, out: &mut Vec<u8>) {
-    framed(out, |w| body(state, record, w));
+pub fn encode(partition: u16, state: &State, record: &Record<'_>, out: &mut Vec<u8>) {
+    framed(partition, out, |w| body(state, record, w));
 }
 
 fn body(state: &State, record: &Record<'_>, w: &mut Writer<'_>) {
@@ -133,8 +133,8 @@ fn group(record: &Record<'_>, w: &mut Writer<'_>) {
 pub type Moves = Vec<(u32, u64, u64)>;
 
 /// Appends a `Moved` record: the body of these messages is here from now on.
-pub fn encode_moved(message: &Message<'_>, moves: &[(u32, u64, u64)], out: &mut Vec<u8>) {
-    framed(out, |w| {
+pub fn encode_moved(partition: u16, message: &Message<'_>, moves: &[(u32, u64, u64)], out: &mut Vec<u8>) {
+    framed(partition, out, |w| {
         w.u8(kind::MOVED);
         w.message(message, Origin::default());
         w.v(moves.len() as u64);
@@ -146,8 +146,8 @@ pub fn encode_moved(message: &Message<'_>, moves: &[(u32, u64, u64)], out: &mut 
 }
 
 /// Appends a session without its queue, as a checkpoint has it; the queue follows in records of its own.
-pub fn encode_session(s: &Session, out: &mut Vec<u8>) {
-    framed(out, |w| {
+pub fn encode_session(partition: u16, s: &Session, out: &mut Vec<u8>) {
+    framed(partition, out, |w| {
         w.u8(kind::SESSION);
         w.uid(s.uid);
         w.bytes(s.client_id.as_bytes());
@@ -183,13 +183,13 @@ pub fn encode_session(s: &Session, out: &mut Vec<u8>) {
 const QUEUE_ENTRIES: usize = 4_096;
 
 /// Appends the queue of a session, as a checkpoint has it; returns the number of records.
-pub fn encode_queue(s: &Session, out: &mut Vec<u8>) -> u32 {
+pub fn encode_queue(partition: u16, s: &Session, out: &mut Vec<u8>) -> u32 {
     let entries: Vec<(u64, &Entry)> = s.queue.iter().collect();
     let mut records = 0;
     for part in entries.chunks(QUEUE_ENTRIES) {
         let Some((first, _)) = part.first() else { continue };
         records += 1;
-        framed(out, |w| {
+        framed(partition, out, |w| {
             indexed(w, kind::QUEUE, s.uid, *first);
             w.v(part.len() as u64);
             let mut before = 0;
@@ -204,7 +204,7 @@ pub fn encode_queue(s: &Session, out: &mut Vec<u8>) -> u32 {
 
 /// Appends what was taken of one origin.
 pub fn encode_origin(uid: u64, window: &crate::inflight::Window, out: &mut Vec<u8>) {
-    framed(out, |w| {
+    framed(0, out, |w| {
         let (floor, above) = window.parts();
         w.u8(kind::ORIGIN);
         w.foreign(uid);

@@ -14,7 +14,7 @@ mod wire;
 
 pub use apply::State;
 pub use decode::{Reader, WireError, WireMessage, next_record, read_message, read_record, record_len};
-pub use digest::digest;
+pub use digest::{digest, digest_of_origins};
 pub use encode::{Moves, encode, encode_moved, encode_origin, encode_queue, encode_session};
 pub use replay::{Replay, Replayed};
 pub use wire::{make_uid, uid_parts};

@@ -53,9 +53,9 @@ pub const fn make_uid(partition: u16, incarnation: u32, number: u32) -> u64 {
     (partition as u64) << PARTITION_SHIFT | (incarnation as u64) << NUMBER_BITS | number as u64
 }
 
-/// Appends fields to a buffer.
+/// Appends fields to a buffer, for the log of a partition.
 #[derive(Debug)]
-pub struct Writer<'a>(pub &'a mut Vec<u8>);
+pub struct Writer<'a>(pub &'a mut Vec<u8>, pub u16);
 
 impl Writer<'_> {
     /// LEB128.
@@ -78,17 +78,27 @@ impl Writer<'_> {
         self.0.extend_from_slice(b);
     }
 
-    /// A uid of this partition.
+    /// The uid of something in this partition.
     pub fn uid(&mut self, uid: u64) {
-        let (_, incarnation, number) = uid_parts(uid);
-        self.v(incarnation.into());
-        self.v(number.into());
+        self.uid_in(self.1, uid);
+    }
+
+    /// The uid of something in a partition: incarnation and number. It was named before that was cut off another one: 0, which is
+    /// no incarnation, and then the whole.
+    fn uid_in(&mut self, partition: u16, uid: u64) {
+        let (named, incarnation, number) = uid_parts(uid);
+        if named == partition && incarnation != 0 {
+            self.v(incarnation.into());
+            return self.v(number.into());
+        }
+        self.v(0);
+        self.foreign(uid);
     }
 
     /// A uid of any partition.
     pub fn foreign(&mut self, uid: u64) {
-        self.v(uid_parts(uid).0.into());
-        self.uid(uid);
+        let (partition, incarnation, number) = uid_parts(uid);
+        [partition.into(), u64::from(incarnation), number.into()].into_iter().for_each(|n| self.v(n));
     }
 
     /// The CONNECT that made a session, if it is not answered yet.
@@ -136,7 +146,7 @@ impl Writer<'_> {
         }
         if let Some(g) = &x.group {
             self.v(g.partition.into());
-            self.uid(g.uid);
+            self.uid_in(g.partition, g.uid);
             self.v(g.index);
             self.v(g.n);
         }
@@ -190,12 +200,12 @@ pub fn subscription_flags(s: &Subscription) -> u8 {
     s.qos as u8 | u8::from(s.no_local) << 2 | u8::from(s.retain_as_published) << 3
 }
 
-/// Appends one framed record whose body `fill` writes.
-pub fn framed(out: &mut Vec<u8>, fill: impl FnOnce(&mut Writer<'_>)) {
+/// Appends one framed record of a partition, whose body `fill` writes.
+pub fn framed(partition: u16, out: &mut Vec<u8>, fill: impl FnOnce(&mut Writer<'_>)) {
     // nearly every length fits two bytes: room for them is left, and the body moves if more are needed
     let start = out.len();
     out.extend_from_slice(&[0; 6]);
-    fill(&mut Writer(out));
+    fill(&mut Writer(out, partition));
     let body = start + 6;
     let len = out.len() - body;
     let crc = crc32c::crc32c(out.get(body..).unwrap_or(&[])).to_le_bytes();
@@ -207,7 +217,7 @@ pub fn framed(out: &mut Vec<u8>, fill: impl FnOnce(&mut Writer<'_>)) {
         return;
     }
     let mut head = Vec::with_capacity(16);
-    Writer(&mut head).v(len as u64);
+    Writer(&mut head, partition).v(len as u64);
     head.extend_from_slice(&crc);
     out.splice(start..body, head);
 }

@@ -8,6 +8,7 @@ nothing changes, the same table comes back.
     any --apply, take_over--> RECOVERING of another owner, epoch + 1
     MOVING --give_back, take_over--> RECOVERING of the same owner, epoch + 1
     MOVING --call_off--> SERVING of the same owner, which has sealed nothing yet: same epoch
+    SERVING --begin_cut--> MOVING to itself --cut--> two RECOVERING of the same owner, both with epoch + 1
 
 Source: 30-cluster sections 1 and 6.
 """
@@ -29,7 +30,7 @@ from roostmq.model import (
     PartitionTable,
     Version,
 )
-from roostmq.policy.ring import Ring
+from roostmq.policy.ring import Ring, parent_of
 from roostmq.policy.standbys import choose_standbys
 from roostmq.policy.table import Plan, heir
 
@@ -92,6 +93,25 @@ def own(table: PartitionTable, partition: PartitionId) -> PartitionTable:
     a = _moving(table, partition)
     standbys = tuple(node for node in a.standbys if node != a.target)
     return _next(table, {partition: _owned(a, a.target, standbys)})
+
+
+def begin_cut(table: PartitionTable) -> PartitionTable:
+    """The next partition in turn is to be cut in two by its owner; the same table if it does not serve."""
+    partition = parent_of(len(table.partitions), table.roots)
+    a = table.partitions[partition]
+    if a.state is not PartitionState.SERVING:
+        return table
+    return _next(table, {partition: replace(a, state=PartitionState.MOVING, target=a.owner)})
+
+
+def cut(table: PartitionTable, partition: PartitionId) -> PartitionTable:
+    """Both halves are written: the new one gets the next number. Raises PlacementError if it is not being cut."""
+    a = _moving(table, partition)
+    if a.target != a.owner or partition != parent_of(len(table.partitions), table.roots):
+        raise PlacementError(f"partition {partition} is not the one that is being cut")
+    made = _owned(a, a.owner, a.standbys)
+    grown = (*_next(table, {partition: made}).partitions, replace(made, logs=()))
+    return replace(table, version=Version(table.version + 1), partitions=grown, begun_with=table.roots)
 
 
 def give_back(table: PartitionTable, partition: PartitionId) -> PartitionTable:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from roostmq.model import Epoch, Member, Members, NodeId, PartitionState, PartitionTable, Version, Wishes
-from roostmq.policy.epochs import announce, apply, take_over
+from roostmq.policy.epochs import announce, apply, begin_cut, take_over
 from roostmq.policy.ring import Ring
 from roostmq.policy.table import Move, Plan, plan
 from roostmq.policy.wishes import pins_that_hold
@@ -41,6 +41,10 @@ def next_table(
         return apply(table, _only(wanted, table, orphans))
     at_rest = all(a.state is not PartitionState.RECOVERING for a in table.partitions)
     leaving = any(m.draining for m in nodes)
+    if settled and not leaving and len(table.partitions) < wishes.split_to:
+        serves = all(a.state is PartitionState.SERVING for a in table.partitions)
+        # balance has to wait: who has cut more of its partitions than others would have to give some away
+        return begin_cut(table) if serves and not wishes.paused else table
     if (settled or leaving) and at_rest and (wanted.moves or wanted.returned):
         return announce(table, wanted, 0 if wishes.paused else wishes.at_once)
     return table
@@ -67,7 +71,7 @@ def _load(table: PartitionTable, nodes: tuple[Member, ...]) -> dict[NodeId, floa
 
 def has_returned(before: PartitionTable, after: PartitionTable) -> bool:
     """Has a move come to nothing: it was under way, and its owner has the partition still?"""
-    return any(
+    return len(before.partitions) == len(after.partitions) and any(
         a.state is PartitionState.MOVING and b.state is not PartitionState.MOVING and a.owner == b.owner
         for a, b in zip(before.partitions, after.partitions, strict=True)
     )

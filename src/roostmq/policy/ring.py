@@ -79,9 +79,35 @@ def build_ring(members: Iterable[Member], hash_ids: Hash, per_node: int = POINTS
     return Ring(tuple(p for p, _ in placed), tuple(node for _, node in placed), len(nodes))
 
 
-def start_of(partition: int, partitions: int) -> int:
-    """The first point of a partition; `partitions` is a power of two, as the partition is the point's top bits."""
-    return partition * (SPACE // partitions)
+def start_of(partition: int, roots: int) -> int:
+    """The first point of a partition; `roots` is how many there were at the beginning, a power of two.
+
+    A root is the point's top bits. Each further bit of the number, the lowest first, says upper half.
+    """
+    width = SPACE // roots
+    start, halves = partition % roots * width, partition // roots
+    while halves:
+        width //= 2
+        start += width * (halves & 1)
+        halves >>= 1
+    return start
+
+
+def partition_of(point: int, roots: int, count: int) -> int:
+    """The partition that has a point, if there are `count` of them: linear hashing (Litwin 1980)."""
+    width = SPACE // roots
+    found, step = point // width, roots
+    while found + step < count:
+        width //= 2
+        found += step * (point // width & 1)
+        step *= 2
+    return found
+
+
+def parent_of(partition: int, roots: int) -> int:
+    """The partition off which this one was cut; a root is its own parent."""
+    rounds = partition // roots
+    return partition - roots * (1 << rounds.bit_length() - 1) if rounds else partition
 
 
 def preferences(ring: Ring, partitions: int) -> tuple[tuple[NodeId, ...], ...]:
@@ -127,8 +153,9 @@ def ring_ranges(ring: Ring) -> Ranges:
 
 def table_ranges(table: PartitionTable) -> Ranges:
     """What the partition table says."""
-    count = len(table.partitions)
-    return Ranges(tuple(start_of(p, count) for p in range(count)), tuple(a.owner for a in table.partitions))
+    placed = sorted((start_of(p, table.roots), p) for p in range(len(table.partitions)))
+    owners = (table.partitions[p].owner for _, p in placed)
+    return Ranges(tuple(start for start, _ in placed), tuple(owners))
 
 
 def counts(ranges: Ranges, points: Sequence[int]) -> Counter[NodeId | None]:

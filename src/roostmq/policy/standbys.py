@@ -49,7 +49,7 @@ def choose_standbys(
                 now = choice.faults_of(p, place)
                 if now is None or any(now):
                     if p not in near:
-                        near[p] = [node for node in ring.walk(start_of(p, len(owners))) if node in choice.zones]
+                        near[p] = [node for node in ring.walk(start_of(p, table.roots)) if node in choice.zones]
                     changed |= choice.improve(p, place, now, near[p])
         if not changed:
             break

@@ -92,7 +92,7 @@ def plan(
     held = Counter(node for node in stay if node is not None)
     quota = quotas(count, members, held, Counter(fixed.values()))
     room = {node: quota.get(node, 0) - held[node] for node in nodes}
-    owners = _dispose(stay, room, ring, under_way | fixed.keys())
+    owners = _dispose(stay, room, ring, table.roots, under_way | fixed.keys())
     moves, returned = [], []
     for p, (a, owner) in enumerate(zip(table.partitions, owners, strict=True)):
         waiting = p in under_way and a.owner in nodes
@@ -111,16 +111,17 @@ def _holder(a: Assignment, nodes: Container[NodeId]) -> NodeId | None:
     return a.owner if a.owner in nodes else None
 
 
-def _dispose(stay: list[NodeId | None], room: dict[NodeId, int], ring: Ring, under_way: Container[int]) -> list[NodeId]:
+def _dispose(
+    stay: list[NodeId | None], room: dict[NodeId, int], ring: Ring, roots: int, under_way: Container[int]
+) -> list[NodeId]:
     """The owner of each partition; `room` is how many more each node may have, negative if it must give some away.
 
     Who has to give away gives what is nearest to a node with room. Rooms only shrink, so what found no room at a
     node once finds none later; and there is as much room as there are partitions without a node.
     """
     owners = list(stay)
-    count = len(stay)
     loose = [p for p, node in enumerate(stay) if node is None or (room[node] < 0 and p not in under_way)]
-    near = {p: list(ring.walk(start_of(p, count))) for p in loose}
+    near = {p: list(ring.walk(start_of(p, roots))) for p in loose}
     for rank in range(ring.size):
         for p in loose:
             source, target = stay[p], near[p][rank]
@@ -131,7 +132,7 @@ def _dispose(stay: list[NodeId | None], room: dict[NodeId, int], ring: Ring, und
             if source is not None:
                 room[source] += 1
     placed = [node for node in owners if node is not None]
-    if len(placed) < count:
+    if len(placed) < len(stay):
         raise PlacementError("the ring has other nodes than the members: build it from the same members")
     return placed
 

@@ -38,8 +38,8 @@ def noted(wishes: Wishes, before: PartitionTable, after: PartitionTable, members
     """With the moves that the second table begins, so that they can be taken back; the same if there are none."""
     begun = {
         PartitionId(p): a.owner
-        for p, (a, b) in enumerate(zip(before.partitions, after.partitions, strict=True))
-        if b.state is PartitionState.MOVING and a.state is not PartitionState.MOVING
+        for p, (a, b) in enumerate(zip(before.partitions, after.partitions, strict=False))
+        if b.state is PartitionState.MOVING and a.state is not PartitionState.MOVING and b.target != b.owner
     }
     if not begun:
         return wishes

@@ -53,6 +53,7 @@ CALM_S = 1.0
 SETTLED_S = 5.0
 REPORT_OVER_S = 5.0
 DRAIN_S = 20.0
+WAKING = frozenset({"served", "carried", "halved", "sealed", "move_failed", "stale"})
 
 
 class Resigned(Exception):
@@ -155,10 +156,10 @@ class Cluster:
                 self.log.info("linked", **event.fields)
             case _ if self.moves.on_event(event):
                 if event.name not in ("moved", "sealed"):
-                    self.log.log(30 if event.name != "carried" else 20, event.name, **event.fields)
+                    self.log.log(20 if event.name in ("carried", "halved") else 30, event.name, **event.fields)
             case _:
                 return False
-        if event.name in {"served", "carried", "sealed", "move_failed", "stale"} and self.registry is not None:
+        if event.name in WAKING and self.registry is not None:
             self.registry.wake()
         return True
 
@@ -484,7 +485,7 @@ class Cluster:
         value = codec.pack_table(made)
         self._table_revision = await self._there().replace("table", value, self._table_revision)
         if self.table is not None:
-            pairs = zip(self.table.partitions, made.partitions, strict=True)
+            pairs = zip(self.table.partitions, made.partitions, strict=False)
             die_behind(self.table, made, self.node)
             moved = [f"{p}: {a.owner} > {b.owner}" for p, (a, b) in enumerate(pairs) if a.epoch != b.epoch]
             if moved:

@@ -17,7 +17,7 @@ from typing import Any
 
 from roostmq.engine import Event
 from roostmq.model import Assignment, Epoch, Members, NodeId, PartitionId, PartitionState, PartitionTable, Wishes
-from roostmq.policy.epochs import call_off, give_back, own, renew
+from roostmq.policy.epochs import call_off, cut, give_back, own, renew
 
 REMEMBERED = 256
 DIE_AT = os.environ.get("ROOST_DIE_AT")
@@ -45,6 +45,7 @@ class Moves:
         """What moved past or into this node: partition, epoch, sessions, bytes, pause_ms."""
         self._ordered: dict[int, tuple[int, float]] = {}
         self._carried: dict[int, int] = {}
+        self._halved: dict[int, int] = {}
         self._failed: dict[int, Failed] = {}
         self._stale: dict[int, int] = {}
         self._sent = 0
@@ -60,6 +61,9 @@ class Moves:
             case "carried":
                 self._carried[event["partition"]] = event["epoch"]
                 self._note("carried", event)
+            case "halved":
+                self._halved[event["partition"]] = event["epoch"]
+                self._note("halved", event)
             case "sealed":
                 self._sent += event["bytes"]
             case "moved":
@@ -101,7 +105,10 @@ class Moves:
             target = members.find(a.target) if a.target is not None else None
             if target is not None and (epoch != a.epoch or now_s > at_s + AGAIN_S):
                 self._ordered[p] = (a.epoch, now_s)
-                yield {"do": "move", "partition": p, "slot": target.slot}
+                if a.target == self.node:
+                    yield {"do": "split", "partition": p, "child": len(table.partitions)}
+                else:
+                    yield {"do": "move", "partition": p, "slot": target.slot}
                 self._slow_s = now_s + SLOW_S
                 if slow or wishes.bytes_per_s:
                     return
@@ -114,6 +121,12 @@ class Moves:
                 die_at("target decides")
                 return own(table, PartitionId(partition))
             del self._carried[partition]
+        for partition, epoch in list(self._halved.items()):
+            a = table.partitions[partition]
+            if _is_moving(a, epoch) and a.owner == a.target == self.node:
+                die_at("owner decides")
+                return cut(table, PartitionId(partition))
+            del self._halved[partition]
         for partition, failed in list(self._failed.items()):
             a = table.partitions[partition]
             if _is_moving(a, failed.epoch) and a.owner == self.node:
@@ -139,11 +152,13 @@ def die_behind(before: PartitionTable, after: PartitionTable, node: NodeId) -> N
     """The same, if this node has just written a step into the table."""
     if DIE_AT is None:
         return
-    for a, b in zip(before.partitions, after.partitions, strict=True):
+    for a, b in zip(before.partitions, after.partitions, strict=False):
         if b.state is PartitionState.MOVING and a.state is not PartitionState.MOVING:
             die_at("controller has announced")
         elif a.state is PartitionState.MOVING and b.owner == node != a.owner:
             die_at("target is named")
+    if len(after.partitions) > len(before.partitions):
+        die_at("halves are named")
 
 
 def _is_moving(a: Assignment, epoch: int) -> bool:

@@ -121,7 +121,8 @@ def pack_table(table: PartitionTable) -> bytes:
         ]
         for a in table.partitions
     ]
-    return pack({"version": table.version, "key_id": table.key_id, "nodes": list(nodes), "partitions": rows})
+    told = {"version": table.version, "key_id": table.key_id, "nodes": list(nodes), "partitions": rows}
+    return pack(told | ({"begun_with": table.begun_with} if table.begun_with else {}))
 
 
 def unpack_table(raw: bytes) -> PartitionTable:
@@ -143,4 +144,4 @@ def unpack_table(raw: bytes) -> PartitionTable:
         )
         for owner, epoch, state, target, standbys, logs in value["partitions"]
     )
-    return PartitionTable(Version(value["version"]), value["key_id"], partitions)
+    return PartitionTable(Version(value["version"]), value["key_id"], partitions, value.get("begun_with", 0))

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 
 from roostmq.errors import PlacementError
 from roostmq.model import Member, NodeId, PartitionId, Wishes
+from roostmq.policy.table import PARTITIONS_MAX
 from roostmq.policy.table import plan as make_plan
 from roostmq.policy.wishes import AT_ONCE_MAX, pinned, pins_that_hold, undone, unpinned
 from roostmq.runtime import prepare
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from roostmq.runtime.cluster import Cluster
 
 
-LIMITS = ("paused", "at_once", "bytes_per_s", "append_ms_max")
+LIMITS = ("paused", "at_once", "bytes_per_s", "append_ms_max", "split_to")
 
 
 class Wish(BaseModel):
@@ -44,6 +45,8 @@ class MoveWish(BaseModel):
     at_once: int | None = Field(default=None, ge=1, le=AT_ONCE_MAX)
     bytes_per_s: int | None = Field(default=None, ge=0)
     append_ms_max: int | None = Field(default=None, ge=0)
+    split_to: int | None = Field(default=None, ge=1, le=PARTITIONS_MAX)
+    """So many partitions shall there be, a power of two: each is cut in two, one after another."""
     pin: dict[int, str] = {}
     """Partitions that shall be on a node and stay there."""
     unpin: bool | list[int] = False
@@ -55,10 +58,13 @@ class MoveWish(BaseModel):
 def wished(cluster: Cluster, wish: MoveWish, old: Wishes) -> Wishes:
     """The wishes after one. Raises HTTPException for a partition or a node that is none."""
     for p, node in wish.pin.items():
-        if not 0 <= p < cluster.token.partitions:
-            raise HTTPException(404, f"there is no partition {p}: they are 0 to {cluster.token.partitions - 1}")
+        count = len(cluster.table.partitions) if cluster.table is not None else cluster.token.partitions
+        if not 0 <= p < count:
+            raise HTTPException(404, f"there is no partition {p}: they are 0 to {count - 1}")
         if cluster.members.find(NodeId(node)) is None:
             raise HTTPException(404, f"`{node}` is no member of this cluster")
+    if wish.split_to is not None and wish.split_to & (wish.split_to - 1):
+        raise HTTPException(422, f"split_to: {wish.split_to} is not a power of two")
     gone = None if wish.unpin is True else [PartitionId(p) for p in wish.unpin or ()]
     made = unpinned(old, gone)
     if wish.undo:

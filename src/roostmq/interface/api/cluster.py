@@ -18,6 +18,7 @@ from fastapi import FastAPI, HTTPException, Query
 from roostmq import engine
 from roostmq.interface.api import changes
 from roostmq.interface.doctor import findings
+from roostmq.policy.ring import partition_of
 
 if TYPE_CHECKING:
     from roostmq.runtime.cluster import Cluster
@@ -47,7 +48,8 @@ def add_routes(app: FastAPI, node: Node) -> None:
         """Where a client's session is, and what its owner knows of it."""
         known = there()
         point = engine.hash_ids(known.token.key_pair, [client.encode()])[0]
-        partition = point >> (64 - (known.token.partitions.bit_length() - 1)) if known.token.partitions > 1 else 0
+        roots = known.token.partitions
+        partition = partition_of(point, roots, len(known.table.partitions) if known.table is not None else roots)
         told: dict[str, Any] = {"client_id": client, "partition": partition, "age_s": age_s(known)}
         if known.table is None:
             return told | {"owner": None, "why": "this node has not read the table yet"}

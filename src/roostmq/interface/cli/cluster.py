@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from roostmq.interface.cli import admin, cluster_init, cluster_moves, cluster_rebalance
+from roostmq.interface.cli import admin, cluster_init, cluster_moves, cluster_rebalance, cluster_split
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--json", action="store_true", help="as JSON")
     cluster_moves.add_parsers(sub)
     cluster_rebalance.add_parser(sub)
+    cluster_split.add_parser(sub)
     save = sub.add_parser("backup", help="write everything that the cluster keeps into a new folder, while it runs")
     save.add_argument("name", help="name of the cluster")
     load = sub.add_parser("restore", help="put a backup into a NATS that knows nothing of this cluster")
@@ -55,6 +56,8 @@ def main(words: list[str]) -> int:
         return _why(options)
     if options.what == "rebalance":
         return cluster_rebalance.main(options)
+    if options.what == "split":
+        return cluster_split.main(options)
     if options.what in cluster_moves.COMMANDS:
         return cluster_moves.main(options)
     told = admin.get(options.admin, "/api/v1/cluster")

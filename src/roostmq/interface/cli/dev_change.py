@@ -179,7 +179,7 @@ class Change:
         raise RoostError(f"the partitions have not moved within {MOVE_S:.0f} s; ask `roost cluster doctor`")
 
     async def _figures(self, before: dict[str, Any], after: dict[str, Any], name: str, optimum: int) -> dict[str, Any]:
-        pairs = list(zip(before["partitions"], after["partitions"], strict=True))
+        pairs = list(zip(before["partitions"], after["partitions"], strict=False))
         moved = {a["partition"]: b["epoch"] for a, b in pairs if a["owner"] != b["owner"]}
         pauses: dict[int, int] = {}
         carried, failed = set(), []

@@ -17,8 +17,18 @@ from roostmq.interface.cli import admin
 
 LUA = """-- Client id to the node that owns its session, written by `roost lb config haproxy`.
 -- It holds the cluster's hash key: keep it secret.
-local key0, key1, partitions = 0x{key0:016x}, 0x{key1:016x}, {partitions}
+local key0, key1, roots, bits = 0x{key0:016x}, 0x{key1:016x}, {roots}, {bits}
 local owners = {{ {owners} }}
+
+-- The top bits say which partition of those at the beginning; each was cut in two as often as there are numbers for it.
+local function partition_of(point)
+  local found, step = bits == 0 and 0 or point >> (64 - bits), roots
+  local rest = point << bits
+  while found + step < #owners do
+    found, rest, step = found + step * (rest >> 63), rest << 1, step * 2
+  end
+  return found
+end
 
 local function rotl(x, b) return (x << b) | (x >> (64 - b)) end
 
@@ -48,8 +58,7 @@ end
 
 core.register_converters("roost_node", function(client_id)
   if client_id == nil or client_id == "" then return "" end
-  local partition = partitions == 1 and 0 or siphash(client_id) >> {shift}
-  return owners[partition + 1] or ""
+  return owners[partition_of(siphash(client_id)) + 1] or ""
 end)
 """
 
@@ -119,8 +128,8 @@ def script(told: dict[str, Any], token: JoinToken) -> str:
     """The Lua file: hash, key and owners."""
     owners = ", ".join(f'"{p["owner"] or ""}"' for p in told["partitions"])
     key0, key1 = token.key_pair
-    shift = 64 - (token.partitions.bit_length() - 1)
-    return LUA.format(key0=key0, key1=key1, partitions=token.partitions, owners=owners, shift=shift)
+    bits = token.partitions.bit_length() - 1
+    return LUA.format(key0=key0, key1=key1, roots=token.partitions, bits=bits, owners=owners)
 
 
 def configuration(told: dict[str, Any], lua: str, bind: str, *, proxy: bool) -> str:

@@ -1,0 +1,210 @@
+//! A partition that is cut in two while its clients talk (record 0014): a move to where it is, from which two come out.
+//!
+//! 1. *Halt*, as for any move; what is for the new partition is held in the same queue.
+//! 2. *Cut.* The packed partition is unpacked as two: sessions by client id, retained messages by topic, groups by name; both know
+//!    every origin. Uids stay, so what others know of a session or a group stays true.
+//! 3. *Write.* The log of the new partition is fenced with the epoch of the old one and gets the whole state as a checkpoint, which
+//!    another append names: whatever an earlier attempt left there counts no more.
+//! 4. *Own.* Only the table makes it two; both then go on as after any move, in this lane. Until then the whole is kept, and
+//!    whoever reads the old log meanwhile finds all of it. After that, who reads it leaves out what the table says is elsewhere.
+
+use serde_json::json;
+
+use super::Lane;
+use super::exchange::Conveyed;
+use super::moving::Sealed;
+use crate::fatal::die_at;
+use crate::log::{Anchor, At, Emptied, Fence, Part, Walked};
+use crate::partition::{Effects, Input, Partition, Walk};
+use crate::queue::IN_MEMORY;
+
+/// See the top of the file.
+#[derive(Debug)]
+pub(super) struct Halving {
+    partition: u16,
+    child: u16,
+    /// Of the partition when it was sealed.
+    epoch: u32,
+    /// The partition before the cut, if the table decides otherwise.
+    whole: Vec<u8>,
+    /// What is cut off, until its log has it.
+    upper: Option<Box<Partition>>,
+    stage: Stage,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Fencing,
+    /// The batch with this number is on its way: the state.
+    Writing(u64),
+    /// The batch with this number names the state at this address.
+    Naming(u64, At),
+    Written,
+}
+
+impl Lane {
+    /// The partition shall be cut; the new one has this number.
+    pub(super) fn begin_split(&mut self, partition: u16, child: u16) {
+        let Some(fleet) = &self.fleet else { return };
+        let fits = usize::from(child) == fleet.owners.len() && self.shared.ring.parent(child) == partition;
+        if self.owns(partition) && fits && fleet.halving.is_none() {
+            self.begin_leaving(partition, self.number, Some(child));
+        }
+    }
+
+    /// It is sealed and at rest: from now on it is two, if the table says so.
+    pub(super) fn halve(&mut self, partition: u16, child: u16, mut whole: Sealed, bytes: Vec<u8>) {
+        let (ring, rules) = (self.shared.ring.clone(), self.config.rules(&self.shared));
+        let is_upper = |name: &str| ring.partition_of(name, child + 1) == child;
+        let halves = Partition::halve((partition, child), &rules, &bytes, &is_upper);
+        let Some(fleet) = &mut self.fleet else { return };
+        let (lower, upper) = match halves {
+            Ok(halves) => halves,
+            Err(why) => {
+                let epoch = whole.epoch;
+                fleet.sealed.insert(partition, whole);
+                return self.say_failed(partition, epoch, &why);
+            }
+        };
+        whole.partition.retire(&mut Effects::new());
+        let (epoch, anchor) = (whole.epoch, whole.anchor);
+        fleet.sealed.insert(partition, Sealed { epoch, anchor, partition: Box::new(lower), is_cut: false });
+        let upper = Some(Box::new(upper));
+        fleet.halving = Some(Halving { partition, child, epoch, whole: bytes, upper, stage: Stage::Fencing });
+        die_at("owner has cut");
+        match self.shared.cluster_log.get() {
+            Some(log) => log.fence(Fence { partition: child, epoch, ..Fence::default() }),
+            None => self.say_halved(Anchor { epoch, ..Anchor::default() }),
+        }
+    }
+
+    /// The log of the new partition is fenced: it gets everything. False: it is not one that is cut off here.
+    pub(super) fn on_fenced_child(&mut self, child: u16, epoch: u32, next: u64) -> bool {
+        let Some(fleet) = &mut self.fleet else { return false };
+        let batches = fleet.batches.get(&child).copied().unwrap_or(0);
+        let is_it = |h: &&mut Halving| (h.child, h.epoch, h.stage) == (child, epoch, Stage::Fencing);
+        let Some(halving) = fleet.halving.as_mut().filter(is_it) else { return false };
+        let (Some(upper), Some(log)) = (&mut halving.upper, self.shared.cluster_log.get()) else { return true };
+        upper.begin_log(next, batches);
+        upper.write_nothing(); // it may have nothing: then this is the state
+        upper.walk(&mut Walk::default(), &Emptied::default(), &mut Walked::default(), usize::MAX >> 1);
+        if let Some(batch) = upper.take_batch() {
+            halving.stage = Stage::Writing(batch.number);
+            log.append(batch.counted_from_0());
+        }
+        true
+    }
+
+    /// Something that was written there is safe. False: it is not a partition that is cut off here.
+    pub(super) fn on_safe_child(&mut self, child: u16, number: u64, parts: &[Part]) -> bool {
+        let Some(halving) = self.fleet.as_mut().and_then(|f| f.halving.as_mut()).filter(|h| h.child == child) else {
+            return false;
+        };
+        let (Some(first), Some(last)) = (parts.first(), parts.last()) else { return true };
+        let (Some(upper), Some(log)) = (&mut halving.upper, self.shared.cluster_log.get()) else { return true };
+        let up_to = last.first + u64::from(last.count);
+        upper.step(self.now_ms, Input::Safe { number, up_to, address: IN_MEMORY }, &mut Effects::new());
+        match halving.stage {
+            Stage::Writing(written) if written == number => {
+                log.checkpoint(child, first.at);
+                upper.write_nothing();
+                if let Some(batch) = upper.take_batch() {
+                    halving.stage = Stage::Naming(batch.number, first.at);
+                    log.append(batch.counted_from_0());
+                }
+            }
+            Stage::Naming(written, checkpoint) if written == number => {
+                log.trim(child, checkpoint);
+                log.release(child);
+                let anchor = Anchor { at: last.at, epoch: halving.epoch, next: up_to, checkpoint };
+                self.say_halved(anchor);
+            }
+            _ => {}
+        }
+        true
+    }
+
+    /// Its log takes nothing from here any more: the table decides anew.
+    pub(super) fn on_lost_child(&mut self, child: u16) -> bool {
+        let halving = self.fleet.as_ref().and_then(|f| f.halving.as_ref()).filter(|h| h.child == child);
+        let Some(Halving { partition, epoch, .. }) = halving else { return false };
+        self.say_failed(*partition, *epoch, "the log of the new partition does not take it");
+        true
+    }
+
+    fn say_halved(&mut self, anchor: Anchor) {
+        let Some(fleet) = &mut self.fleet else { return };
+        let Some(halving) = &mut fleet.halving else { return };
+        let Some(upper) = halving.upper.take() else { return };
+        halving.stage = Stage::Written;
+        let (partition, child, epoch) = (halving.partition, halving.child, halving.epoch);
+        let told = json!({"event": "halved", "partition": partition, "epoch": epoch, "child": child,
+            "sessions": upper.state().len(), "bytes": halving.whole.len()});
+        fleet.batches.insert(child, upper.journal().batches());
+        fleet.sealed.insert(child, Sealed { epoch, anchor, partition: upper, is_cut: true });
+        self.shared.events.push(told);
+        die_at("owner has written");
+    }
+
+    /// The table has decided about a partition that was cut here: it is two now, or it is whole again.
+    pub(super) fn end_halving(&mut self, partition: u16, owner: super::owners::Owner) {
+        let Some(fleet) = self.fleet.as_mut() else { return };
+        let Some(halving) = fleet.halving.take_if(|h| h.partition == partition) else { return };
+        let is_two = fleet.owners.len() > usize::from(halving.child) && owner.epoch == halving.epoch + 1;
+        if is_two {
+            return;
+        }
+        let anchor = fleet.sealed.get(&partition).map(|s| s.anchor);
+        if let Some(log) = self.shared.cluster_log.get() {
+            log.release(halving.child);
+        }
+        self.drop_sealed(partition);
+        self.drop_sealed(halving.child);
+        if let Some(mut upper) = halving.upper {
+            upper.retire(&mut Effects::new());
+        }
+        let whole = Partition::unpack(partition, self.config.rules(&self.shared), &halving.whole);
+        if let (Ok(whole), Some(anchor), Some(fleet)) = (whole, anchor, &mut self.fleet) {
+            let (epoch, partition_) = (halving.epoch, Box::new(whole));
+            fleet.sealed.insert(partition, Sealed { epoch, anchor, partition: partition_, is_cut: false });
+        }
+    }
+
+    /// Sessions that were cut off tell their groups where they are.
+    pub(super) fn join_from(&mut self, partition: u16) {
+        let mut effects = Effects::new();
+        if let Some(p) = self.partition(partition) {
+            p.join_again(&|_| true, &mut effects);
+        }
+        self.carry_out(&mut effects, None);
+    }
+
+    /// What is for a group of this partition that is not here: it may have been cut off, and what was said before goes after it.
+    /// `None`: it has gone there.
+    pub(super) fn pass_down(&mut self, partition: u16, what: Conveyed) -> Option<Conveyed> {
+        let ring = &self.shared.ring;
+        if self.fleet.is_none() || ring.partitions() == ring.roots() {
+            return Some(what);
+        }
+        match &what {
+            Conveyed::GroupLeave { group, .. } | Conveyed::GroupOnline { group, .. } => {
+                let now = ring.partition(group);
+                if now != partition {
+                    self.convey(now, what);
+                    return None;
+                }
+            }
+            Conveyed::GroupDone { place, .. } | Conveyed::GroupReturn { place, .. } => {
+                let here = self.partitions.get(usize::from(partition)).and_then(|p| p.as_deref());
+                if here.is_some_and(|p| p.state().group(place.uid).is_none()) {
+                    for child in ring.children(partition).collect::<Vec<_>>() {
+                        self.convey(child, what.clone());
+                    }
+                    return None;
+                }
+            }
+            Conveyed::Dispatch(_) => {}
+        }
+        Some(what)
+    }
+}
