@@ -62,9 +62,9 @@ chaos: build
 SEED ?= 1
 chaos-cluster: build
 	cd tests && ../$(PY) -m cluster.chaos --seconds 1800 --servers 3 --rate 80 --seed $(SEED) \
-		--faults "kill,hang,server,machine,all servers,blackout,grow,drain,restart,cut pair,cut way,cut off,slow,full" --report ../target/chaos-$(SEED).txt
+		--faults "kill,hang,server,machine,all servers,blackout,grow,drain,restart,split,cut pair,cut way,cut off,slow,full" --report ../target/chaos-$(SEED).txt
 
-# A node dies at each step of a planned move, one after another.
+# A node dies at each step of a planned move and of a cut, one after another.
 chaos-moves: build
 	cd tests && ../$(PY) -m cluster.chaos --steps --servers 3 --rate 150 --seed $(SEED)
 

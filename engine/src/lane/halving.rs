@@ -1,10 +1,10 @@
 //! A partition that is cut in two while its clients talk (record 0014): a move to where it is, from which two come out.
 //!
-//! 1. *Halt*, as for any move; what is for the new partition is held in the same queue.
-//! 2. *Cut.* The packed partition is unpacked as two: sessions by client id, retained messages by topic, groups by name; both know
-//!    every origin. Uids stay, so what others know of a session or a group stays true.
-//! 3. *Write.* The log of the new partition is fenced with the epoch of the old one and gets the whole state as a checkpoint, which
-//!    another append names: whatever an earlier attempt left there counts no more.
+//! 1. *Fence* the log of the new partition with the epoch of the old one, while that one serves.
+//! 2. *Halt*, as for any move; what is for the new partition is held in the same queue.
+//! 3. *Cut.* The packed partition is unpacked as two: sessions by client id, retained messages by topic, groups by name; both know
+//!    every origin. Uids stay, so what others know of a session or a group stays true. The log of the new one gets its whole state;
+//!    if an earlier attempt left something there, another append names that state as the checkpoint where reading begins.
 //! 4. *Own.* Only the table makes it two; both then go on as after any move, in this lane. Until then the whole is kept, and
 //!    whoever reads the old log meanwhile finds all of it. After that, who reads it leaves out what the table says is elsewhere.
 
@@ -35,8 +35,10 @@ pub(super) struct Halving {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Fencing,
-    /// The batch with this number is on its way: the state.
-    Writing(u64),
+    /// The log has so many records, of an attempt that came to nothing.
+    Fenced(u64),
+    /// The batch with this number is on its way: the state. It has to be named.
+    Writing(u64, bool),
     /// The batch with this number names the state at this address.
     Naming(u64, At),
     Written,
@@ -47,52 +49,76 @@ impl Lane {
     pub(super) fn begin_split(&mut self, partition: u16, child: u16) {
         let Some(fleet) = &self.fleet else { return };
         let fits = usize::from(child) == fleet.owners.len() && self.shared.ring.parent(child) == partition;
-        if self.owns(partition) && fits && fleet.halving.is_none() {
-            self.begin_leaving(partition, self.number, Some(child));
+        let epoch = fleet.known.get(usize::from(partition)).map_or(0, |k| k.0);
+        if !self.serves(partition) || !fits || fleet.halving.is_some() {
+            return;
+        }
+        let begun = Halving { partition, child, epoch, whole: Vec::new(), upper: None, stage: Stage::Fencing };
+        if let Some(fleet) = &mut self.fleet {
+            fleet.halving = Some(begun);
+        }
+        match self.shared.cluster_log.get() {
+            Some(log) => log.fence(Fence { partition: child, epoch, ..Fence::default() }),
+            None => drop(self.on_fenced_child(child, epoch, 0)),
+        }
+    }
+
+    /// The log of the new partition is fenced: the old one halts. False: it is not one that is cut off here.
+    pub(super) fn on_fenced_child(&mut self, child: u16, epoch: u32, next: u64) -> bool {
+        let is_it = |h: &&mut Halving| (h.child, h.epoch, h.stage) == (child, epoch, Stage::Fencing);
+        let halving = self.fleet.as_mut().and_then(|f| f.halving.as_mut()).filter(is_it);
+        let Some(halving) = halving else { return false };
+        halving.stage = Stage::Fenced(next);
+        let partition = halving.partition;
+        self.begin_leaving(partition, self.number, Some(child));
+        if self.fleet.as_ref().is_none_or(|f| !f.leaving.contains_key(&partition)) {
+            self.forget_halving(partition);
+        }
+        true
+    }
+
+    /// Nothing is cut after all, and nothing was written.
+    pub(super) fn forget_halving(&mut self, partition: u16) {
+        let gone = self.fleet.as_mut().and_then(|f| f.halving.take_if(|h| h.partition == partition));
+        if let (Some(gone), Some(log)) = (gone, self.shared.cluster_log.get()) {
+            log.release(gone.child);
         }
     }
 
     /// It is sealed and at rest: from now on it is two, if the table says so.
-    pub(super) fn halve(&mut self, partition: u16, child: u16, mut whole: Sealed, bytes: Vec<u8>) {
+    pub(super) fn halve(&mut self, partition: u16, child: u16, whole: Sealed, bytes: Vec<u8>) {
         let (ring, rules) = (self.shared.ring.clone(), self.config.rules(&self.shared));
         let is_upper = |name: &str| ring.partition_of(name, child + 1) == child;
         let halves = Partition::halve((partition, child), &rules, &bytes, &is_upper);
         let Some(fleet) = &mut self.fleet else { return };
-        let (lower, upper) = match halves {
+        let (epoch, anchor) = (whole.epoch, whole.anchor);
+        let (lower, mut upper) = match halves {
             Ok(halves) => halves,
             Err(why) => {
-                let epoch = whole.epoch;
                 fleet.sealed.insert(partition, whole);
                 return self.say_failed(partition, epoch, &why);
             }
         };
-        whole.partition.retire(&mut Effects::new());
-        let (epoch, anchor) = (whole.epoch, whole.anchor);
+        let mut gone = whole.partition;
+        gone.retire(&mut Effects::new());
         fleet.sealed.insert(partition, Sealed { epoch, anchor, partition: Box::new(lower), is_cut: false });
-        let upper = Some(Box::new(upper));
-        fleet.halving = Some(Halving { partition, child, epoch, whole: bytes, upper, stage: Stage::Fencing });
-        die_at("owner has cut");
-        match self.shared.cluster_log.get() {
-            Some(log) => log.fence(Fence { partition: child, epoch, ..Fence::default() }),
-            None => self.say_halved(Anchor { epoch, ..Anchor::default() }),
-        }
-    }
-
-    /// The log of the new partition is fenced: it gets everything. False: it is not one that is cut off here.
-    pub(super) fn on_fenced_child(&mut self, child: u16, epoch: u32, next: u64) -> bool {
-        let Some(fleet) = &mut self.fleet else { return false };
         let batches = fleet.batches.get(&child).copied().unwrap_or(0);
-        let is_it = |h: &&mut Halving| (h.child, h.epoch, h.stage) == (child, epoch, Stage::Fencing);
-        let Some(halving) = fleet.halving.as_mut().filter(is_it) else { return false };
-        let (Some(upper), Some(log)) = (&mut halving.upper, self.shared.cluster_log.get()) else { return true };
+        let Some(halving) = fleet.halving.as_mut().filter(|h| h.child == child) else { return };
+        let Stage::Fenced(next) = halving.stage else { return };
+        halving.whole = bytes;
+        die_at("owner has cut");
+        let Some(log) = self.shared.cluster_log.get() else {
+            halving.upper = Some(Box::new(upper));
+            return self.say_halved(Anchor { epoch, ..Anchor::default() });
+        };
         upper.begin_log(next, batches);
         upper.write_nothing(); // it may have nothing: then this is the state
         upper.walk(&mut Walk::default(), &Emptied::default(), &mut Walked::default(), usize::MAX >> 1);
         if let Some(batch) = upper.take_batch() {
-            halving.stage = Stage::Writing(batch.number);
+            halving.stage = Stage::Writing(batch.number, next > 0);
             log.append(batch.counted_from_0());
         }
-        true
+        halving.upper = Some(Box::new(upper));
     }
 
     /// Something that was written there is safe. False: it is not a partition that is cut off here.
@@ -105,13 +131,18 @@ impl Lane {
         let up_to = last.first + u64::from(last.count);
         upper.step(self.now_ms, Input::Safe { number, up_to, address: IN_MEMORY }, &mut Effects::new());
         match halving.stage {
-            Stage::Writing(written) if written == number => {
+            Stage::Writing(written, true) if written == number => {
                 log.checkpoint(child, first.at);
                 upper.write_nothing();
                 if let Some(batch) = upper.take_batch() {
                     halving.stage = Stage::Naming(batch.number, first.at);
                     log.append(batch.counted_from_0());
                 }
+            }
+            Stage::Writing(written, false) if written == number => {
+                log.release(child);
+                let anchor = Anchor { at: last.at, epoch: halving.epoch, next: up_to, checkpoint: 0 };
+                self.say_halved(anchor);
             }
             Stage::Naming(written, checkpoint) if written == number => {
                 log.trim(child, checkpoint);
@@ -154,9 +185,13 @@ impl Lane {
         if is_two {
             return;
         }
-        let anchor = fleet.sealed.get(&partition).map(|s| s.anchor);
+        let sealed = fleet.sealed.get(&partition);
+        let anchor = sealed.map(|s| s.anchor).filter(|_| !halving.whole.is_empty());
         if let Some(log) = self.shared.cluster_log.get() {
             log.release(halving.child);
+        }
+        if anchor.is_none() {
+            return; // it was never cut
         }
         self.drop_sealed(partition);
         self.drop_sealed(halving.child);

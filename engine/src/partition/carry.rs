@@ -218,7 +218,7 @@ impl Partition {
     /// What is in its queues and retained counts from now on; [`Self::retire`] takes it back.
     fn count_in(&mut self) {
         let (mut messages, mut bytes) = (0, 0);
-        for (_, s) in self.state.each().filter(|(_, s)| self.journal.on && s.durable()) {
+        for (_, s) in self.state.each().filter(|(_, s)| s.durable()) {
             let waits = s.queue.iter().filter(|(_, e)| e.needs_body()).count() as i64;
             messages += waits;
             bytes += s.queue.bytes() as i64;

@@ -22,7 +22,7 @@ impl Partition {
     /// What waits in its queues counts no more.
     fn uncount_queues(&self) {
         let (mut messages, mut bytes) = self.wanted;
-        for (_, s) in self.state.each().filter(|(_, s)| self.journal.on && s.durable()) {
+        for (_, s) in self.state.each().filter(|(_, s)| s.durable()) {
             let waits = s.queue.iter().filter(|(_, e)| e.needs_body()).count();
             messages -= waits as i64;
             bytes -= s.queue.bytes() as i64;

@@ -8,10 +8,12 @@ Source: 30-cluster sections 1, 2, 7.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 from roostmq.model import Epoch, Member, Members, NodeId, PartitionState, PartitionTable, Version, Wishes
 from roostmq.policy.epochs import announce, apply, begin_cut, take_over
+from roostmq.policy.quota import fair_shares
 from roostmq.policy.ring import Ring
 from roostmq.policy.table import Move, Plan, plan
 from roostmq.policy.wishes import pins_that_hold
@@ -41,9 +43,8 @@ def next_table(
         return apply(table, _only(wanted, table, orphans))
     at_rest = all(a.state is not PartitionState.RECOVERING for a in table.partitions)
     leaving = any(m.draining for m in nodes)
-    if settled and not leaving and len(table.partitions) < wishes.split_to:
+    if settled and not leaving and len(table.partitions) < wishes.split_to and not _starves(table, nodes):
         serves = all(a.state is PartitionState.SERVING for a in table.partitions)
-        # balance has to wait: who has cut more of its partitions than others would have to give some away
         return begin_cut(table) if serves and not wishes.paused else table
     if (settled or leaving) and at_rest and (wanted.moves or wanted.returned):
         return announce(table, wanted, 0 if wishes.paused else wishes.at_once)
@@ -58,6 +59,15 @@ def _only(wanted: Plan, table: PartitionTable, moves: tuple[Move, ...]) -> Plan:
         for p, (found, a) in enumerate(zip(wanted.standbys, table.partitions, strict=True))
     )
     return replace(wanted, moves=moves, standbys=standbys)
+
+
+def _starves(table: PartitionTable, nodes: tuple[Member, ...]) -> bool:
+    """Has a node less than half of its share? Then balance comes before cuts.
+
+    Otherwise it waits for them: who has cut more of its partitions than others so far would have to give some away.
+    """
+    held = Counter(a.target or a.owner for a in table.partitions)
+    return any(2 * held[node] < share for node, share in fair_shares(len(table.partitions), nodes).items())
 
 
 def _load(table: PartitionTable, nodes: tuple[Member, ...]) -> dict[NodeId, float]:
