@@ -94,9 +94,11 @@ def owners(site: ClusterSite) -> list[str]:
 def partition_of(site: ClusterSite, name: str) -> int:
     from roostmq import engine
     from roostmq.adapters.join_token import read_token
+    from roostmq.policy import ring
 
-    key = read_token((site.data / "token").read_text()).key_pair
-    return engine.hash_ids(key, [name.encode()])[0] >> 58
+    token = read_token((site.data / "token").read_text())
+    point = engine.hash_ids(token.key_pair, [name.encode()])[0]
+    return ring.partition_of(point, token.partitions, len(owners(site)))
 
 
 async def usable_again(site: ClusterSite, names: list[str], since: float) -> list[float]:

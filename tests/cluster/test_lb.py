@@ -13,7 +13,7 @@ import pytest
 
 from cluster.pauses import Quick, owners, partition_of
 from cluster.site import ClusterSite
-from cluster.test_cluster import ask
+from cluster.test_cluster import ask, roost
 from roostmq.adapters.nats_server import end_with_parent, free_ports
 
 pytestmark = [
@@ -47,6 +47,9 @@ async def test_clients_land_where_their_sessions_are(tmp_path: Path) -> None:
     words = ["lb", "config", "haproxy", "--token-file", str(site.data / "token"), "--bind", f"127.0.0.1:{port}"]
     words += ["--out", str(tmp_path / "lb"), "--admin", f"http://{site.nodes[0]['admin']}"]
     try:
+        cut = ["cluster", "split", "--admin", f"http://{site.nodes[0]['admin']}"]
+        roost(*cut)  # the map knows partitions that were cut in two as well
+        assert len(owners(site)) == 128
         made = subprocess.run([sys.executable, "-m", "roostmq", *words], capture_output=True, text=True, timeout=60)
         assert made.returncode == 0, made.stderr
         config = tmp_path / "lb" / "haproxy.cfg"
