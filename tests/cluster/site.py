@@ -331,7 +331,17 @@ class ClusterSite(Site):
         return found, sum(_size(path) for path in stores) >> 20
 
     async def fill(self, full: bool) -> None:
-        """The streams of the log have room for nothing more, or for a gigabyte again."""
+        """The streams of the log have room for nothing more, or for a gigabyte again. Asked for until NATS can be asked."""
+        end = time.monotonic() + READY_S
+        while True:
+            try:
+                return await self._fill(full)
+            except Exception as problem:  # whatever a client says of servers that hold an election
+                if time.monotonic() > end:
+                    raise BrokerFailed(f"NATS does not change its streams: {problem!r}") from None
+                await asyncio.sleep(0.5)
+
+    async def _fill(self, full: bool) -> None:
         from roostmq.store.access import NatsAccess
         from roostmq.store.nats_kv import connect
 
