@@ -180,15 +180,16 @@ class Change:
 
     async def _figures(self, before: dict[str, Any], after: dict[str, Any], name: str, optimum: int) -> dict[str, Any]:
         pairs = list(zip(before["partitions"], after["partitions"], strict=False))
-        moved = {a["partition"]: b["epoch"] for a, b in pairs if a["owner"] != b["owner"]}
+        # epochs under which it moved: others may have followed, as when it was cut in two since
+        moved = {a["partition"]: range(a["epoch"], b["epoch"]) for a, b in pairs if a["owner"] != b["owner"]}
         pauses: dict[int, int] = {}
         carried, failed = set(), []
         for told in await self._everywhere():
             for move in told["moves"]:
                 p = move["partition"]
-                if move["what"] == "moved" and moved.get(p) == move["epoch"]:
+                if move["what"] == "moved" and move["epoch"] - 1 in moved.get(p, ()):
                     pauses[p] = max(pauses.get(p, 0), move["pause_ms"])
-                elif move["what"] == "carried" and moved.get(p) == move["epoch"] + 1:
+                elif move["what"] == "carried" and move["epoch"] in moved.get(p, ()):
                     carried.add(p)
                 elif move["what"] == "failed" and move["at_s"] >= self.begun_s:
                     failed.append(f"partition {p}: {move['why']}")
