@@ -196,8 +196,8 @@ async def test_kills_and_a_hang_lose_nothing(tmp_path: Path) -> None:
 
 
 async def test_links_that_are_cut_and_slow_lose_nothing(tmp_path: Path) -> None:
-    """One pair, one direction, one node from all others, and a slow one; they heal by themselves."""
-    story = ("cut pair", "cut off", "cut way", "slow")
+    """One node from all others, one direction of a pair, and a slow one; they heal by themselves."""
+    story = ("cut off", "cut way", "slow")
     result = await run(Plan(seed=12, seconds=20, rate=120, story=story, calm_s=(0.5, 1.5)), tmp_path)
     assert result.clean, result.table()
     assert result.checked["demanded at QoS 2"] > 1_000

@@ -21,7 +21,8 @@ pytestmark = [
     pytest.mark.timeout(200),
     pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed: apt install haproxy"),
 ]
-CLIENTS = 300
+CLIENTS = 150
+LOOKED_AT = 60
 
 
 async def landed(site: ClusterSite, port: int) -> float:
@@ -31,13 +32,13 @@ async def landed(site: ClusterSite, port: int) -> float:
         assert await client.connect(("127.0.0.1", port)), client.name
     owned = owners(site)
     right = 0
-    for client in clients[:100]:
+    for client in clients[:LOOKED_AT]:
         told = await asyncio.to_thread(ask, site.nodes[0]["admin"], f"/api/v1/cluster/why?client={client.name}")
         right += told["session"]["node"] == owned[partition_of(site, client.name)]
     for client in clients:
         assert client.link is not None
         client.link.drop()
-    return right / 100
+    return right / LOOKED_AT
 
 
 async def test_clients_land_where_their_sessions_are(tmp_path: Path) -> None:

