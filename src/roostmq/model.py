@@ -92,6 +92,8 @@ class Wishes:
     """What a node hands over in a second, on average; 0 is no limit."""
     append_ms_max: int = 0
     """A node whose appends took longer lately begins one move in two seconds, as live traffic waits too; 0: never."""
+    leave_slow: bool = False
+    """A node whose links are all slow gives its partitions away until they are well again."""
     split_to: int = 0
     """Partitions are cut in two until there are so many; fewer than there are: none is cut."""
     pins: Mapping[PartitionId, NodeId] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cluster.site import ClusterSite
-from cluster.test_cluster import ask, connected
+from cluster.test_cluster import ask, connected, roost
 from cluster.weather import both
 
 pytestmark = [pytest.mark.xdist_group("nats"), pytest.mark.timeout(120)]
@@ -101,12 +101,27 @@ async def test_a_pair_that_is_cut_talks_through_a_third(tmp_path: Path) -> None:
         site.weather.slow |= dict.fromkeys(both([(site.slots[0], site.slots[1])]), 0.15)
         await until(lambda: any("the way from n1 to it" in w for w in found(site, 0, "n2")), 10)
         assert found(site, 0, "n3") == [], "only the slow one is named, within ten seconds"
+        # now it is the node's own network, and it is allowed to leave
+        allowed = await asyncio.to_thread(
+            roost, "cluster", "apply", "--leave-slow", "on", "--no-wait", "--admin", f"http://{site.nodes[1]['admin']}"
+        )
+        assert allowed.returncode == 0, allowed.stderr
+        site.weather.slow |= dict.fromkeys(both([(site.slots[0], site.slots[2])]), 0.15)
+        await until(lambda: any("the way to every other node" in w for w in found(site, 0, "n1")), 10)
+        await until(lambda: share(site, "n1") == 0, 40)
         site.weather.clear()
         for client in (reader, *writers):
             client.disconnect()
             client.loop_stop()
     finally:
         await site.stop()
+
+
+def share(site: ClusterSite, node: str) -> int:
+    """How many partitions a node has."""
+    members = ask(site.nodes[1]["admin"], "/api/v1/cluster")["members"]
+    held: int = next(m["partitions"] for m in members if m["node"] == node)
+    return held
 
 
 def around(site: ClusterSite, i: int, other: str) -> str | None:

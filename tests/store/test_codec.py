@@ -6,7 +6,7 @@ import base64
 import zlib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy.world import member, placed
 
@@ -16,6 +16,7 @@ from roostmq.model import Members, NodeId, Version
 from roostmq.store import codec
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["a", "b", "c", "d"]), min_size=1, unique=True), st.integers(0, 2**53))
 def test_members_and_tables_come_back(names: list[str], incarnation: int) -> None:
     nodes = tuple(member(name) for name in sorted(names))
@@ -26,6 +27,7 @@ def test_members_and_tables_come_back(names: list[str], incarnation: int) -> Non
     assert len(codec.pack_table(placed(nodes, 1024))) < 64 * 1024
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_damage_is_never_read(data: st.DataObject) -> None:
     raw = bytearray(codec.pack_table(placed((member("a"), member("b")))))

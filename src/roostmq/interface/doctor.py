@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from roostmq.policy.leaving import WAY_MS_MAX, is_slow
+
 AGE_S_MAX = 5.0
 SILENT_MS = 1_500
 APPEND_MS_MAX = 250
-WAY_MS_MAX = 100
-
 
 Say = Callable[[str, str, str, str], None]
 
@@ -66,7 +66,7 @@ def _ways(told: dict[str, Any], say: Say) -> None:
     ways = {m["node"]: m["way_ms"] for m in told["members"] if m["way_ms"] is not None}
     slow = {node: ms for node, ms in ways.items() if ms > WAY_MS_MAX}
     advice = "what has to go there waits as long: look at its network, and whether its machine is overloaded"
-    if len(slow) == len(ways) > 1:
+    if is_slow(ways.values()):
         text = f"the way to every other node and back takes {min(slow.values())} ms or more"
         say("warning", told["node"], text, advice)
         return

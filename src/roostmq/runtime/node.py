@@ -24,6 +24,7 @@ from roostmq.engine import Event, Settings
 from roostmq.errors import ConfigError, EngineError, RoostError, UnsuitableError
 from roostmq.model import Member
 from roostmq.runtime.appends import SAMPLE_S
+from roostmq.runtime.leaving import Leaver
 from roostmq.runtime.link import Link, start
 from roostmq.runtime.sys_topics import SysTopics
 
@@ -272,9 +273,11 @@ class Node:
                 os.unlink(path)
 
     async def _watch(self, cluster: Cluster) -> None:
+        leaver = Leaver(cluster)
         while True:
             with contextlib.suppress(TimeoutError):
                 cluster.appends.note(await self.counters())
+            await leaver.look()
             await asyncio.sleep(SAMPLE_S)
 
     async def _publish_sys(self) -> None:

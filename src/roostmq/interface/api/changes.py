@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from roostmq.runtime.cluster import Cluster
 
 
-LIMITS = ("paused", "at_once", "bytes_per_s", "append_ms_max", "split_to")
+LIMITS = ("paused", "at_once", "bytes_per_s", "append_ms_max", "leave_slow", "split_to")
 
 
 class Wish(BaseModel):
@@ -45,6 +45,7 @@ class MoveWish(BaseModel):
     at_once: int | None = Field(default=None, ge=1, le=AT_ONCE_MAX)
     bytes_per_s: int | None = Field(default=None, ge=0)
     append_ms_max: int | None = Field(default=None, ge=0)
+    leave_slow: bool | None = None
     split_to: int | None = Field(default=None, ge=1, le=PARTITIONS_MAX)
     """So many partitions shall there be, a power of two: each is cut in two, one after another."""
     pin: dict[int, str] = {}

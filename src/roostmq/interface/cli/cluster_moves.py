@@ -54,6 +54,11 @@ def add_parsers(sub: Any) -> None:
     made["apply"].add_argument(
         "--append-ms", type=int, metavar="MS", help="slow down while appends to NATS take longer; 0, at first: never"
     )
+    made["apply"].add_argument(
+        "--leave-slow",
+        choices=("on", "off"),
+        help="a node whose links are all slow gives its partitions away until they are well; at first off",
+    )
     made["weight"].add_argument("weight", type=float, metavar="W", help="2 is twice the share of a node with 1")
     for one in made.values():
         admin.add_option(one)
@@ -140,7 +145,8 @@ def _change(o: argparse.Namespace) -> int:
 
 def _apply(o: argparse.Namespace) -> int:
     limits = {"at_once": o.moves_at_once, "bytes_per_s": o.bytes_per_second, "append_ms_max": o.append_ms}
-    told = admin.post(o.admin, "/api/v1/cluster/moves", 15, paused=False, **limits)
+    leave = None if o.leave_slow is None else o.leave_slow == "on"
+    told = admin.post(o.admin, "/api/v1/cluster/moves", 15, paused=False, leave_slow=leave, **limits)
     shown = None
     while not o.no_wait:
         left = len(admin.get(o.admin, "/api/v1/cluster/plan")["moves"])
