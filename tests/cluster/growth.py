@@ -1,4 +1,4 @@
-"""A node more and a node less under thousands of clients: what moves, what closes, how long anybody waits (issue 7).
+"""A node more, a node less and twice the partitions under thousands of clients: what moves, what closes, how long anybody waits.
 
 Contract: prints figures, asserts nothing about time. Half of the clients have sessions that are kept, half end with their connection;
 each has a topic of its own, and publishers at QoS 0, 1 and 2 send numbers to all topics in turn. Every number must arrive,
@@ -14,9 +14,11 @@ import asyncio
 import itertools
 import json
 import struct
+import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from durability.link import Link
 from wire import CONNACK, PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, SUBACK, Packet, packet, text
@@ -117,6 +119,18 @@ def p99(times: list[float]) -> float:
     return ordered[len(ordered) * 99 // 100] if ordered else 0.0
 
 
+async def split(site: ClusterSite) -> dict[str, Any]:
+    """`roost cluster split`, and how long it took."""
+    words = ["cluster", "split", "--json", "--admin", f"http://{site.nodes[0]['admin']}"]
+    begun = time.monotonic()
+    made = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "roostmq", *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+    )
+    out, _ = await made.communicate()
+    told: dict[str, Any] = json.loads(out)
+    return told | {"seconds": round(time.monotonic() - begun, 1)}
+
+
 async def run(a: argparse.Namespace) -> None:
     site = ClusterSite(Path(tempfile.mkdtemp(prefix="roost-growth-")), 3, a.servers)
     await site.start()
@@ -131,9 +145,9 @@ async def run(a: argparse.Namespace) -> None:
         tasks = [asyncio.create_task(w.run(doors[w.qos], end)) for w in writers]
         await asyncio.sleep(5)
         before = [p99(w.trips) for w in writers]
-        for words in (["add"], ["remove", "n4"]):
+        for words in (["add"], ["remove", "n4"], ["split"]):
             [w.trips.clear() for w in writers]
-            told = await site.change(*words)
+            told = await (split(site) if words == ["split"] else site.change(*words))
             print(json.dumps(told))
             print("   p99 of acknowledgements, ms, before / meanwhile, at QoS 1 and 2:",
                   [(round(b * 1000, 1), round(p99(w.trips) * 1000, 1)) for b, w in zip(before, writers, strict=True)][1:])  # fmt: skip

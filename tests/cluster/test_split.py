@@ -62,6 +62,9 @@ async def test_twice_as_many_partitions_and_nobody_notices(tmp_path: Path) -> No
             client.on_message = lambda _c, _u, m, name=name: got[name].append(m.payload)
             client.on_disconnect = lambda *_, name=name: closed.append(name)
         doors = {name: site.nodes[i % 3]["id"] for i, name in enumerate(clients)}
+        code, out, said = await split(site, "--dry-run", "--json")
+        assert (code, json.loads(out)["partitions"]) == (0, 128), said
+        assert len((await asyncio.to_thread(ask, site.nodes[0]["admin"], "/api/v1/cluster"))["partitions"]) == 64
         code, out, said = await split(site, "--json")
         assert code == 0, said
         told = json.loads(out)

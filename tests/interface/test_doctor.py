@@ -18,7 +18,7 @@ def well() -> dict[str, Any]:
         "age_s": 0.1,
         "log": {"state": "ready", "why": [], "appends_10s": {"count": 100, "mean_ms": 3.0, "unanswered": 0}},
         "members": [member | {"node": "n1", "way_ms": None}, *(member | {"node": n} for n in ("n2", "n3"))],
-        "partitions": [{"partition": p, "owner": "n1", "state": "serving"} for p in range(6)],
+        "partitions": [{"partition": p, "owner": "n1", "state": "serving"} for p in range(24)],
         "notes": [],
     }
 
@@ -42,7 +42,10 @@ def test_nothing_is_found_where_nothing_is_wrong() -> None:
         ({"notes": [{"event": "log_full", "partition": 3, "full": True}, {"event": "log_full", "partition": 4, "full": True},
                     {"event": "log_full", "partition": 4, "full": False}]},
          "error", "NATS", "the logs of 1 partitions of n1 are full: [3]"),
-        ({"partitions": [{"partition": 0, "owner": None, "state": "recovering"}]}, "error", "table", "no owner"),
+        ({"partitions": [{"partition": p, "owner": "n1" if p else None, "state": "serving"} for p in range(24)]},
+         "error", "table", "1 partitions have no owner"),
+        ({"partitions": [{"partition": p, "owner": "n1", "state": "serving"} for p in range(16)]},
+         "warning", "balance", "16 partitions for 3 nodes"),
     ],
 )  # fmt: skip
 def test_it_is_named(change: dict[str, Any], severity: str, where: str, what: str) -> None:

@@ -10,6 +10,8 @@ from roostmq.policy.leaving import WAY_MS_MAX, is_slow
 AGE_S_MAX = 5.0
 SILENT_MS = 1_500
 APPEND_MS_MAX = 250
+EACH_MIN = 8
+"""Fewer partitions for each node than this do not balance well; 16 are advised."""
 
 Say = Callable[[str, str, str, str], None]
 
@@ -94,6 +96,15 @@ def _partitions(told: dict[str, Any], say: Say) -> None:
             "balance",
             f"partitions by weight: {min(counts):.0f} to {max(counts):.0f}",
             "wait: it balances itself",
+        )
+    nodes, count = len(told["members"]), len(told["partitions"])
+    if 1 < nodes and 0 < count < EACH_MIN * nodes:
+        text = f"{count} partitions for {nodes} nodes: they do not balance well"
+        say(
+            "warning",
+            "balance",
+            text,
+            "`roost cluster split` doubles them while clients talk; 16 for each node are good",
         )
     mine = {p["partition"] for p in told["partitions"] if p["owner"] == told["node"]}
     last = {n["partition"]: n["full"] for n in told["notes"] if n["event"] == "log_full" and n["partition"] in mine}
