@@ -98,7 +98,7 @@ def _partitions(told: dict[str, Any], say: Say) -> None:
             "wait: it balances itself",
         )
     nodes, count = len(told["members"]), len(told["partitions"])
-    if 1 < nodes and 0 < count < EACH_MIN * nodes:
+    if nodes > 1 and 0 < count < EACH_MIN * nodes:
         text = f"{count} partitions for {nodes} nodes: they do not balance well"
         say(
             "warning",
