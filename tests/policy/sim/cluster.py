@@ -43,6 +43,8 @@ class World:
         self.reports: dict[NodeId, Report] = {}
         self.joins: dict[NodeId, Member] = {}
         self.told: dict[int, int] = {}
+        self.news = 0
+        """Counts changes of what decisions depend on."""
         self.logs = [Log() for _ in range(PARTITIONS)]
         self.registry_up = True
         self.up_since = 0

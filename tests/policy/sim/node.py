@@ -59,6 +59,7 @@ class Node:
         """Heartbeats on their way here: when they come, and what they say. They are read when something depends on them."""
         self.table = world.table
         self.joined = False
+        self.read_as = False
         self.heard: dict[tuple[NodeId, int], int] = {}
         self.answered: dict[NodeId, int] = {}
         self.theirs: dict[NodeId, int] = {}
@@ -76,6 +77,7 @@ class Node:
         """The registry does not answer this node."""
         self.waiting: list[Publish] = []
         self.change: Callable[[], bool] | None = None
+        self.was_idle: tuple[Any, ...] | None = None
         self.changed_ms = 0
         self.reported_ms = 0
 
@@ -151,8 +153,8 @@ class Node:
         elif self.joined and self.key not in self.starts:
             w.restart(self)
             return
-        if self.joined:
-            self.table = w.table
+        if self.joined and self.table is not w.table or self.read_as != self.joined:
+            self.table, self.read_as = w.table, self.joined
             for p, a in enumerate(self.table.partitions):
                 if a.owner == self.name and self.owned.get(p, 0) < a.epoch:
                     self.owned[p] = a.epoch
@@ -172,10 +174,34 @@ class Node:
                 else:
                     self.interest[p] = (epoch, owner, start, frozenset())
 
+    def idle(self) -> tuple[Any, ...] | None:
+        """What a decision depends on where nothing goes on: the same as when there was nothing to decide, there is nothing now.
+
+        None: somebody is silent, and then time itself counts.
+        """
+        w, now, version = self.world, self.world.now, self.members.version
+        if not self.joined or self.report is None or self.report.silent or self.report.version != version:
+            return None
+        settled, since = True, now - votes.SILENT_MS
+        for key in self.starts:
+            if key != self.key:
+                if self.heard.get(key, self.changed_ms) < since:
+                    return None
+                settled &= self.read.get(key[0], 0) >= version
+        quiet = now - self.changed_ms
+        return (w.news, version, self.table.version, settled, quiet > 1_000, quiet > 5_000)
+
     def decide(self) -> None:
+        idle = self.idle()
+        if idle is not None and idle == self.was_idle:
+            return
+        self.decide_anew()
+        self.was_idle = self.idle() if self.change is None else None
+
+    def decide_anew(self) -> None:
         w = self.world
         if not self.joined:
-            w.joins[self.name] = self.member()
+            w.joins[self.name], w.news = self.member(), w.news + 1
             if all(w.lapsed(m) for m in self.members.nodes):
                 self.change = self.compare("members", self.members, self.alone)
             return
@@ -186,7 +212,8 @@ class Node:
         self.report = made
         if "bind" in w.rules:
             self.bound = {n: self.bound.get(n, self.theirs.get(n, -10_000)) for n in made.silent}
-        w.reports[self.name] = made
+        if w.reports.get(self.name) != made:
+            w.reports[self.name], w.news = made, w.news + 1
         gone = votes.voted_out(self.members, w.reports)
         if "votes" not in w.rules and made.silent:
             gone = made.silent[0]
@@ -264,6 +291,7 @@ class Node:
             made = make(seen)
             if made.version != seen.version:
                 setattr(w, what, made)
+                w.news += 1
             return True
 
         return write
@@ -297,6 +325,7 @@ class Node:
                     w.send(self, other, "interest", (p, self.owned[p], wants, self.table.version))
             if "barrier" not in w.rules or self.starts <= confirmed:
                 self.served[p] = self.owned[p]
+                w.news += w.told.get(p) != self.owned[p]
                 w.told[p] = self.owned[p]
                 if w.logs[p].epoch == self.owned[p]:
                     for topic in self.granting.pop(p, ()):
