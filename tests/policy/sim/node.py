@@ -153,7 +153,7 @@ class Node:
         elif self.joined and self.key not in self.starts:
             w.restart(self)
             return
-        if self.joined and self.table is not w.table or self.read_as != self.joined:
+        if (self.joined and self.table is not w.table) or self.read_as != self.joined:
             self.table, self.read_as = w.table, self.joined
             for p, a in enumerate(self.table.partitions):
                 if a.owner == self.name and self.owned.get(p, 0) < a.epoch:
