@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::limits::Drop as DropReason;
 
@@ -96,7 +97,12 @@ pub struct Stats {
     drops: Vec<AtomicU64>,
     /// Nanoseconds that the lane worked rather than waited.
     pub busy_ns: AtomicU64,
+    /// Number of the present stretch of ten seconds, and how late the lane was in it and in the one before, microseconds.
+    late: [AtomicU64; 3],
 }
+
+/// A stretch of time in which the lane was so late at worst, milliseconds.
+const STRETCH_MS: u64 = 10_000;
 
 impl Default for Stats {
     fn default() -> Self {
@@ -108,11 +114,33 @@ impl Default for Stats {
             gauges: zeros(Gauge::NAMES.len()),
             drops: zeros(DropReason::ALL.len()),
             busy_ns: AtomicU64::new(0),
+            late: Default::default(),
         }
     }
 }
 
 impl Stats {
+    /// A tick of the lane: it woke so late, and worked so long, in which everybody else waited.
+    pub fn note_tick(&self, now_ms: u64, late: Duration, worked: Duration) {
+        let [stretch, present, before] = &self.late;
+        let now = now_ms / STRETCH_MS;
+        let was = stretch.swap(now, Ordering::Relaxed);
+        if was != now {
+            let last = present.swap(0, Ordering::Relaxed);
+            before.store(if was + 1 == now { last } else { 0 }, Ordering::Relaxed);
+        }
+        let us = u64::try_from(late.max(worked).as_micros()).unwrap_or(u64::MAX);
+        present.fetch_max(us, Ordering::Relaxed);
+        self.busy_ns.fetch_add(u64::try_from(worked.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// How late the lane was at worst in the last ten to twenty seconds, milliseconds.
+    #[must_use]
+    pub fn late_ms(&self) -> u64 {
+        let [_, present, before] = &self.late;
+        present.load(Ordering::Relaxed).max(before.load(Ordering::Relaxed)) / 1000
+    }
+
     /// Adds to a counter.
     pub fn add(&self, counter: Counter, n: u64) {
         if let Some(c) = self.counters.get(counter as usize) {
@@ -239,5 +267,26 @@ impl Ledger {
     /// Entries of one client, or all, oldest first.
     pub fn of<'a>(&'a self, client_id: Option<&'a str>) -> impl Iterator<Item = &'a LedgerEntry> {
         self.entries.iter().filter(move |e| client_id.is_none_or(|id| *e.client_id == *id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The worst tick is told for ten seconds at least, and for twenty at most.
+    #[test]
+    fn how_late_a_lane_was() {
+        let (stats, none) = (Stats::default(), Duration::ZERO);
+        stats.note_tick(12_000, Duration::from_millis(700), none);
+        stats.note_tick(13_000, none, Duration::from_millis(40));
+        assert_eq!(stats.late_ms(), 700);
+        stats.note_tick(20_000, none, Duration::from_millis(40));
+        assert_eq!(stats.late_ms(), 700);
+        stats.note_tick(30_000, none, none);
+        assert_eq!(stats.late_ms(), 40);
+        stats.note_tick(60_000, none, none);
+        assert_eq!(stats.late_ms(), 0);
+        assert_eq!(stats.busy_ns.load(Ordering::Relaxed), 80_000_000);
     }
 }

@@ -128,6 +128,7 @@ class Run:
             await self.probe()
         except BrokerFailed as error:
             self.violate(str(error))
+            self.say_waits()
         finally:
             await self.end()
         return self.verdict()
@@ -346,8 +347,16 @@ class Run:
     def say_waits(self) -> None:
         """What waits in each node, as it says itself."""
         for node in self.site.nodes:
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{node['admin']}/api/v1/cluster") as told:
-                print(node["id"], json.load(told)["waits"])
+            with (
+                contextlib.suppress(OSError),
+                urllib.request.urlopen(f"http://{node['admin']}/api/v1/cluster") as answer,
+            ):
+                told = json.load(answer)
+                late = [(p["partition"], p["owner"], p["state"]) for p in told["partitions"] if p["state"] != "serving"]
+                print(
+                    node["id"], {k: told[k] for k in ("not_ready", "age_s", "members_version", "table_version", "log")}
+                )
+                print(node["id"], [(m["node"], m["slot"], m["heard_ms"]) for m in told["members"]], late, told["waits"])
             found = gauges(node["admin"])
             print(
                 node["id"],

@@ -110,6 +110,11 @@ async def test_a_pair_that_is_cut_talks_through_a_third(tmp_path: Path) -> None:
         await until(lambda: any("the way to every other node" in w for w in found(site, 0, "n1")), 10)
         await until(lambda: share(site, "n1") == 0, 40)
         site.weather.clear()
+        # a machine that stands still for a moment, too short for a vote
+        site.halt_node(2)
+        await asyncio.sleep(1.2)
+        site.go_on(2)
+        await until(lambda: any("a lane was" in w for w in found(site, 2, "n3")), 10)
         for client in (reader, *writers):
             client.disconnect()
             client.loop_stop()

@@ -10,7 +10,7 @@ use crate::codec::{self, AckKind, Connack, Connect, Frame, Malformed, Packet, Pr
 use crate::connection::{Away, Connection, Rare, Stage};
 use crate::limits::PACKET_BYTES_PROTOCOL;
 use crate::partition::Input;
-use crate::ring::{Ring, siphash};
+use crate::ring::siphash;
 use crate::session::{Attach, NEVER, Will};
 use crate::settings::{CertificateIdentity, ClientCertificates};
 use crate::stats::{Counter, Gauge};
@@ -251,10 +251,11 @@ impl Lane {
 
     /// A name for the CONNECT of this connection that no other one in the cluster has, not even one of another start.
     fn name_of(&self, connection: ConnectionId) -> u64 {
-        let Some(fleet) = &self.fleet else { return 0 };
-        let start = fleet.members.get(&Ring::slot(self.number)).map_or(0, |member| member.0);
+        if self.fleet.is_none() {
+            return 0;
+        }
         let ConnectionId { lane, key, generation } = connection;
-        siphash((start, u64::from(lane)), &[key.to_le_bytes(), generation.to_le_bytes()].concat())
+        siphash((self.shared.start, u64::from(lane)), &[key.to_le_bytes(), generation.to_le_bytes()].concat())
     }
 
     /// The session is there: the connection opens. `away` if it is elsewhere.

@@ -34,7 +34,6 @@ mod tests;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
@@ -325,15 +324,17 @@ impl Lane {
     }
 
     fn tick(&mut self, events: &mut Events) {
-        let timeout = self.timeout();
-        if let Err(error) = self.poll.poll(events, timeout) {
+        let (asked, timeout) = (Instant::now(), self.timeout());
+        let polled = self.poll.poll(events, timeout);
+        let began = Instant::now();
+        let late = timeout.map(|at_most| (began - asked).saturating_sub(at_most)).unwrap_or_default();
+        if let Err(error) = polled {
             if error.kind() != std::io::ErrorKind::Interrupted {
                 self.shared.events.lane_failed(self.number, &error.to_string());
                 self.ended = true;
             }
-            return;
+            return self.stats.note_tick(self.now_ms, late, Duration::ZERO);
         }
-        let began = Instant::now();
         self.now_ms = self.shared.clock.now_ms();
         for event in events.iter() {
             self.on_event(event);
@@ -350,8 +351,7 @@ impl Lane {
         self.flush_dirty();
         self.send_mail();
         self.hang_up();
-        let spent = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.stats.busy_ns.fetch_add(spent, Ordering::Relaxed);
+        self.stats.note_tick(self.now_ms, late, began.elapsed());
     }
 
     fn groups(&self) -> i64 {

@@ -168,6 +168,8 @@ pub struct Shared {
     pub clock: Arc<Clock>,
     /// One more with each start of a data directory; 0 without one.
     pub incarnation: u32,
+    /// Which start of this node it is, in a cluster.
+    pub start: u64,
     /// Where the log is, and whose.
     pub data: Option<(std::path::PathBuf, Identity)>,
     /// The log, if there is a disk.
@@ -222,6 +224,7 @@ impl Shared {
             workers: Workers::start(2, limits.auth_queue_max),
             clock: Arc::default(),
             incarnation: 0,
+            start: config.settings.cluster.as_ref().map_or(0, |cluster| cluster.incarnation),
             data: None,
             log: None,
             reader: None,
@@ -376,7 +379,7 @@ impl Shared {
                 let sum = gauges.get(name).and_then(Value::as_i64).unwrap_or(0) + n;
                 gauges.insert(name.to_owned(), sum.into());
             });
-            lanes.push(json!({"busy_ns": stats.busy_ns.load(Ordering::Relaxed)}));
+            lanes.push(json!({"busy_ns": stats.busy_ns.load(Ordering::Relaxed), "late_ms": stats.late_ms()}));
         }
         let (retained, bytes) = self.retained.totals();
         gauges.insert("retained".to_owned(), retained.into());

@@ -10,6 +10,8 @@ from roostmq.policy.leaving import WAY_MS_MAX, is_slow
 AGE_S_MAX = 5.0
 SILENT_MS = 1_500
 APPEND_MS_MAX = 250
+LATE_MS_MAX = 500
+"""A lane that was later than this in the last ten seconds had no CPU, or stood still."""
 EACH_MIN = 8
 """Fewer partitions for each node than this do not balance well; 16 are advised."""
 
@@ -59,6 +61,9 @@ def _members(told: dict[str, Any], say: Say) -> None:
             text = f"{told['node']} does not reach it: what they say to each other goes through {member['around']}"
             say("warning", member["node"], text, "see to the network between the two: address, firewall, cable")
     _ways(told, say)
+    if (late := max(told["lanes_late_ms"], default=0)) > LATE_MS_MAX:
+        text = f"a lane was {late} ms late in the last seconds"
+        say("warning", told["node"], text, "its clients wait as long: its machine has too little CPU, or stood still")
     if len(told["members"]) == 2:
         say("warning", "members", "two nodes: if one dies the other waits 12 s for the lease", "add a third node")
 

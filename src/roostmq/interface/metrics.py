@@ -88,9 +88,16 @@ class Reading(Collector):
         busy = CounterMetricFamily(
             "roostmq_lane_busy_seconds", "Time that a lane worked; its rate is the utilisation.", labels=["lane"]
         )
+        late = GaugeMetricFamily(
+            "roostmq_lane_late_seconds",
+            "How late a lane was at worst in the last ten to twenty seconds.",
+            labels=["lane"],
+        )
         for number, lane in enumerate(self._stats["lanes"]):
             busy.add_metric([str(number)], lane["busy_ns"] / 1e9)
+            late.add_metric([str(number)], lane["late_ms"] / 1e3)
         yield busy
+        yield late
         yield GaugeMetricFamily(
             "roostmq_uptime_seconds", "Time since the start.", value=self._stats["uptime_ms"] / 1000
         )

@@ -40,7 +40,9 @@ def add_routes(app: FastAPI, node: Node) -> None:
     @app.get("/api/v1/cluster")
     async def cluster() -> dict[str, Any]:
         """Members, table and log as this node knows them."""
-        told = describe(there(), node.not_ready) | {"waits": (await node.stats())["waits"]}
+        stats = await node.stats()
+        told = describe(there(), node.not_ready) | {"waits": stats["waits"]}
+        told["lanes_late_ms"] = [lane["late_ms"] for lane in stats["lanes"]]
         return told | {"findings": findings(told)}
 
     @app.get("/api/v1/cluster/why")
