@@ -196,7 +196,9 @@ impl World {
         }
         let log = &log[..];
         let last = log.len() as At;
-        let upto = last.min(known + width).max(known.min(last));
+        // as `Asker::look`: from the first that is there, past what was given back
+        let from = (known + 1..=last).find(|at| found(log, *at).is_some()).unwrap_or(known + 1);
+        let upto = last.min(from - 1 + width).max(known.min(last));
         let seen = Seen {
             known: found(log, known),
             found: (known + 1..=upto).filter_map(|at| found(log, at)).collect(),
