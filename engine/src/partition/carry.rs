@@ -352,6 +352,31 @@ mod tests {
         }
     }
 
+    /// Cut in two, everything is in one half, and what the log of the new half gets is that half: uids that name the old partition
+    /// come back as they were.
+    #[test]
+    fn halves_are_the_whole_and_their_log_says_so() {
+        let mut p = lived_in();
+        p.pause();
+        let is_second = |name: &str| name.ends_with(['1', '4', 'x']);
+        let (lower, mut upper) = Partition::halve((5, 69), &Rules::default(), &p.pack().unwrap(), &is_second).unwrap();
+        assert_eq!(lower.state.len() + upper.state.len(), p.state.len());
+        assert!(
+            upper.state.each().all(|(slot, s)| is_second(&s.client_id) && p.state.session(slot).unwrap().uid == s.uid)
+        );
+        upper.begin_log(0, 0);
+        upper.write_nothing();
+        let (mut walk, mut walked) = (crate::partition::Walk::default(), crate::log::Walked::default());
+        assert!(upper.walk(&mut walk, &crate::log::Emptied::default(), &mut walked, usize::MAX >> 1));
+        let batch = upper.take_batch().unwrap();
+        let (mut replay, mut records) = (crate::record::Replay::with_bodies(69), batch.records.as_slice());
+        while let Some((body, _)) = crate::record::next_record(&mut records).unwrap() {
+            replay.record(body, 0).unwrap();
+        }
+        assert_eq!(digest(&replay.state), digest(&upper.state));
+        assert!(replay.state.each().count() > 0);
+    }
+
     /// A byte within a session names the session.
     #[test]
     fn the_session_that_differs_is_named() {
