@@ -158,8 +158,18 @@ impl Lane {
     /// Its log takes nothing from here any more: the table decides anew.
     pub(super) fn on_lost_child(&mut self, child: u16) -> bool {
         let halving = self.fleet.as_ref().and_then(|f| f.halving.as_ref()).filter(|h| h.child == child);
-        let Some(Halving { partition, epoch, .. }) = halving else { return false };
-        self.say_failed(*partition, *epoch, "the log of the new partition does not take it");
+        let Some(Halving { partition, epoch, whole, .. }) = halving else { return false };
+        let (partition, epoch, is_cut) = (*partition, *epoch, !whole.is_empty());
+        let why = "the log of the new partition does not take it";
+        if !is_cut && self.fleet.as_ref().is_some_and(|f| f.leaving.contains_key(&partition)) {
+            self.call_off(partition, why);
+            return true;
+        }
+        if !is_cut {
+            // the owner serves on under its epoch: no change of the table would end it
+            self.forget_halving(partition);
+        }
+        self.say_failed(partition, epoch, why);
         true
     }
 

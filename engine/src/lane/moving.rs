@@ -175,7 +175,7 @@ impl Lane {
     }
 
     /// Everybody goes on as if nothing had been.
-    fn call_off(&mut self, partition: u16, why: &str) {
+    pub(super) fn call_off(&mut self, partition: u16, why: &str) {
         let Some(leaving) = self.fleet.as_mut().and_then(|f| f.leaving.remove(&partition)) else { return };
         self.forget_halving(partition);
         let epoch = leaving.epoch;
