@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -39,6 +41,24 @@ async def landed(site: ClusterSite, port: int) -> float:
         assert client.link is not None
         client.link.drop()
     return right / LOOKED_AT
+
+
+def held_down(where: Path) -> set[str]:
+    """Nodes that HAProxy holds for down now."""
+    with socket.socket(socket.AF_UNIX) as asked:
+        asked.connect(str(where))
+        asked.sendall(b"show stat\n")
+        with asked.makefile() as answer:
+            rows = list(csv.DictReader(line.removeprefix("# ") for line in answer if line.strip()))
+    return {row["svname"] for row in rows if row["check_status"] and not row["status"].startswith("UP")}
+
+
+async def all_are_up(where: Path) -> None:
+    """HAProxy has found every node ready."""
+    end = time.monotonic() + 30
+    while not where.exists() or held_down(where):
+        assert time.monotonic() < end, held_down(where)
+        await asyncio.sleep(0.2)
 
 
 async def test_clients_land_where_their_sessions_are(tmp_path: Path) -> None:

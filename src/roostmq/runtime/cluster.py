@@ -91,6 +91,8 @@ class Cluster:
         self._report: Report | None = None
         self._reported_s = 0.0
         self.lease = Lease(self.node)
+        self.turned_s: dict[str, float] = {}
+        """When the loop, and the engine's links, were heard of last (monotonic)."""
         self._changed_s = time.monotonic()
         self._submit: Callable[..., None] = lambda *commands: None
 
@@ -125,6 +127,7 @@ class Cluster:
         """The loop. Raises Resigned, UnsuitableError, ConfigError."""
         self._submit, self.me = submit, me
         while True:
+            self.turned_s["control loop"] = time.monotonic()
             with contextlib.suppress(StaleError):  # somebody else was first: read again at once
                 try:
                     while await self._step():
@@ -138,7 +141,7 @@ class Cluster:
         """A fact from the engine; True if it was one for the cluster."""
         match event.name:
             case "links":
-                self.links = event["nodes"]
+                self.links, self.turned_s["links"] = event["nodes"], time.monotonic()
                 names = {m.slot: m.node for m in self.members.nodes}
                 self.beats = tuple(
                     Beat(names[n["slot"]], n["heard_ms"], n["members"]) for n in self.links if n["slot"] in names
@@ -271,8 +274,7 @@ class Cluster:
         if is_in and not self.joined:
             self.joined = True
             self.log.info("joined", members=self.members.version, slot=self.slot)
-        nodes = {m.node for m in self.members.nodes}
-        await self.lease.renew(self._there(), nodes, look_for_twin=not self.joined)
+        await self.lease.renew(self._there(), {m.node for m in self.members.nodes}, look_for_twin=not self.joined)
         if not self.joined:
             return await self._ask_to_join()
         self._tell_engine()
@@ -287,15 +289,13 @@ class Cluster:
             return False
         if any(a.state is PartitionState.MOVING and a.owner == self.node for a in self.table.partitions):
             await self.read_wishes()
-        append_ms = self.appends.figures()["mean_ms"]
-        orders = list(self.moves.orders(self.table, self.members, self.wishes, append_ms))
+        orders = list(self.moves.orders(self.table, self.members, self.wishes, self.appends.figures()["mean_ms"]))
         if orders:
             self._submit(*orders)
         return await self._set_table(self.moves.next_table(self.table))
 
     async def _read(self) -> None:
-        registry = self._there()
-        entry = await registry.get("members")
+        entry = await (registry := self._there()).get("members")
         if entry is not None and entry.revision != self._members_revision:
             self.members, self._members_revision = codec.unpack_members(entry.value), entry.revision
             self._changed_s = time.monotonic()
@@ -383,9 +383,8 @@ class Cluster:
         return found
 
     async def _write_report(self, made: Report) -> None:
-        key = f"report.{self.node}"
         value = codec.pack({"version": made.version, "incarnation": made.incarnation, "silent": list(made.silent)})
-        entry = await self._there().get(key)
+        entry = await self._there().get(key := f"report.{self.node}")
         await self._there().replace(key, value, entry.revision if entry is not None else 0)
 
     async def _vote(self, reports: dict[NodeId, Report]) -> bool:
@@ -441,7 +440,7 @@ class Cluster:
         if self.table is None:
             return False
         await self.read_wishes()
-        quiet_s = time.monotonic() - self._changed_s
+        base, quiet_s = self.table, time.monotonic() - self._changed_s
         versions = (self.table.version, self.members.version, self._wishes_revision)
         asked = (versions, quiet_s > CALM_S, quiet_s > SETTLED_S)
         if asked == self._placed:
@@ -454,6 +453,8 @@ class Cluster:
             self._placed = asked
             return False
         await self._set_wishes(noted(self.wishes, self.table, made, self.members))
+        if self.table is not base:  # somebody else of this process has read meanwhile
+            raise StaleError("the table")
         changed = await self._set_table(made)
         self._placed = None if changed else asked
         return changed

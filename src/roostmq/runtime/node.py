@@ -26,6 +26,7 @@ from roostmq.model import Member
 from roostmq.runtime.appends import SAMPLE_S
 from roostmq.runtime.leaving import Leaver
 from roostmq.runtime.link import Link, start
+from roostmq.runtime.standstill import Standstill
 from roostmq.runtime.sys_topics import SysTopics
 
 GRACE_S = 0.2
@@ -273,8 +274,9 @@ class Node:
                 os.unlink(path)
 
     async def _watch(self, cluster: Cluster) -> None:
-        leaver = Leaver(cluster)
+        leaver, standstill = Leaver(cluster), Standstill(self.log)
         while True:
+            standstill.look(cluster.turned_s, time.monotonic())
             with contextlib.suppress(TimeoutError):
                 cluster.appends.note(await self.counters())
             await leaver.look()
