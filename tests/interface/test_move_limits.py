@@ -74,3 +74,17 @@ def test_slow_appends_slow_moves_down(clock: Clock) -> None:
     assert [p for _, p in begun] == [0, 1]
     assert begun[1][0] >= SLOW_S
     assert ordered(moves, there, wishes, append_ms=50) == [2], "and not any more when they are quick again"
+
+
+def test_moves_that_have_ended_together_are_written_together() -> None:
+    """Each stands still until it is written; one that another node has ended meanwhile is forgotten."""
+    moves, (table, _) = Moves(THERE), leaving(3)
+    for partition in (0, 2, 5):
+        moves.on_event(Event("carried", {"partition": partition, "epoch": 3}))
+    made = moves.next_table(table)
+    changed = [p for p, (a, b) in enumerate(zip(table.partitions, made.partitions, strict=True)) if a != b]
+    assert changed == [0, 2]
+    assert all((made.partitions[p].owner, made.partitions[p].epoch) == (THERE, 4) for p in changed)
+    assert moves.next_table(table).version == made.version, "somebody was first: it is tried again"
+    assert moves.next_table(made) == made
+    assert moves.next_table(table) == table, "and it is over once the table has it"

@@ -80,10 +80,8 @@ class Cluster:
         self.log_state: dict[str, Any] = {"state": "starting", "why": []}
         self.served: dict[int, int] = {}
         self.notes: list[dict[str, Any]] = []
-        self.joined = False
-        self.moves = Moves(self.node)
-        self.appends = Appends()
-        self._leaving = False
+        self.joined, self._leaving = False, False
+        self.moves, self.appends = Moves(self.node), Appends()
         self.wishes, self._wishes_revision = Wishes(), 0
         self._placed: tuple[tuple[int, int, int], bool, bool] | None = None
         """What was asked of the policy last, when it had nothing to change."""
@@ -224,7 +222,7 @@ class Cluster:
 
     def acts(self) -> bool:
         """Does this node act for all at this moment, as far as it knows?"""
-        silent = set(self._report.silent) if self._report is not None else set()
+        silent = self._report.silent if self._report is not None else ()
         return self.joined and votes.acting(self.members, silent) == self.node
 
     def sys_topics(self) -> dict[str, str]:
@@ -274,25 +272,29 @@ class Cluster:
         if is_in and not self.joined:
             self.joined = True
             self.log.info("joined", members=self.members.version, slot=self.slot)
+        if self.joined:
+            self._tell_engine()
+            if await self._move():  # partitions stand still until this is written: before anything that can wait
+                return True
         await self.lease.renew(self._there(), {m.node for m in self.members.nodes}, look_for_twin=not self.joined)
         if not self.joined:
             return await self._ask_to_join()
-        self._tell_engine()
-        if await self._move():
-            return True
         reports = await self._reports()
         return await self._vote(reports) or await self._act(reports) or await self._say_served()
 
     async def _move(self) -> bool:
-        """This node's part in planned moves."""
+        """This node's part in planned moves; True if one has ended."""
         if self.table is None:
             return False
+        if await self._set_table(self.moves.next_table(self.table)):
+            self._tell_engine()  # a new owner fences the log while the others read of it
+            return True
         if any(a.state is PartitionState.MOVING and a.owner == self.node for a in self.table.partitions):
             await self.read_wishes()
-        orders = list(self.moves.orders(self.table, self.members, self.wishes, self.appends.figures()["mean_ms"]))
-        if orders:
+        append_ms = self.appends.figures()["mean_ms"]
+        if orders := list(self.moves.orders(self.table, self.members, self.wishes, append_ms)):
             self._submit(*orders)
-        return await self._set_table(self.moves.next_table(self.table))
+        return False
 
     async def _read(self) -> None:
         entry = await (registry := self._there()).get("members")
@@ -393,14 +395,12 @@ class Cluster:
             self.log.warning("voted out", node=gone, members=self.members.version + 1)
             await self._set_members(votes.without(self.members, gone))
             return True
-        if not self._has_majority() and (lapsed := self._lapsed()):
+        heard = 1 + sum(b.heard_ms <= votes.SILENT_MS for b in self.beats)
+        if heard < self.members.majority and (lapsed := self._lapsed()):
             self.log.warning("lease over", node=lapsed[0], members=self.members.version + 1)
             await self._set_members(votes.without(self.members, lapsed[0]))
             return True
         return False
-
-    def _has_majority(self) -> bool:
-        return 1 + sum(b.heard_ms <= votes.SILENT_MS for b in self.beats) >= self.members.majority
 
     async def _act(self, reports: dict[NodeId, Report]) -> bool:
         """What the acting member does for all: let nodes in, give out partitions, end reports that led to nothing."""

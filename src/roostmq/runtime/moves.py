@@ -114,31 +114,35 @@ class Moves:
                     return
 
     def next_table(self, table: PartitionTable) -> PartitionTable:
-        """The table with what has ended here, or the same."""
+        """The table with all that has ended here, or the same: four that wait for a write need one, not four."""
         for partition, epoch in list(self._carried.items()):
             a = table.partitions[partition]
             if _is_moving(a, epoch) and a.target == self.node:
                 die_at("target decides")
-                return own(table, PartitionId(partition))
-            del self._carried[partition]
+                table = own(table, PartitionId(partition))
+            else:
+                del self._carried[partition]
         for partition, epoch in list(self._halved.items()):
             a = table.partitions[partition]
             if _is_moving(a, epoch) and a.owner == a.target == self.node:
                 die_at("owner decides")
-                return cut(table, PartitionId(partition))
-            del self._halved[partition]
+                table = cut(table, PartitionId(partition))
+            else:
+                del self._halved[partition]
         for partition, failed in list(self._failed.items()):
             a = table.partitions[partition]
             if _is_moving(a, failed.epoch) and a.owner == self.node:
                 end = give_back if failed.sealed else call_off
-                return end(table, PartitionId(partition))
-            del self._failed[partition]
-            self._ordered.pop(partition, None)
+                table = end(table, PartitionId(partition))
+            else:
+                del self._failed[partition]
+                self._ordered.pop(partition, None)
         for partition, epoch in list(self._stale.items()):
             a = table.partitions[partition]
             if a.epoch == epoch and a.owner == self.node:
-                return renew(table, PartitionId(partition), Epoch(epoch))
-            del self._stale[partition]
+                table = renew(table, PartitionId(partition), Epoch(epoch))
+            else:
+                del self._stale[partition]
         return table
 
 
