@@ -71,12 +71,8 @@ impl Work {
             let Some(peer) = self.peers.get_mut(&other) else { continue };
             peer.detours += 1;
             let Some(carrier) = carriers.get(peer.detours % carriers.len().max(1)).copied() else { continue };
-            let greeting = self.greeting(other);
             let token = self.open(Path::Around(Around { carrier, other, stream: fresh_name(), sent: 0, taken: 0 }));
-            if let Some(socket) = self.sockets.get_mut(&token) {
-                socket.out = greeting;
-                socket.peer = Some(other);
-            }
+            self.greet(token, other);
             if let Some(peer) = self.peers.get_mut(&other) {
                 peer.around = Some(token);
             }

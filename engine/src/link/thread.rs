@@ -64,10 +64,10 @@ pub(super) enum Path {
 enum Stage {
     /// Nothing has come.
     Strange,
-    /// Somebody has dialled, and was answered under this name: what comes next shows that the answer has come.
-    Answered(Hello, u64),
-    /// Both know each other; whether the other is new is told with its beginning.
-    Met(Option<bool>),
+    /// Somebody has dialled and was answered: what comes next shows that the answer has come.
+    Answered(Hello),
+    /// Both know each other.
+    Met,
 }
 
 /// One connection.
@@ -76,6 +76,8 @@ pub(super) struct Socket {
     /// The node, once it has greeted.
     pub peer: Option<u16>,
     stage: Stage,
+    /// What this end has said in its greeting.
+    pub said: Hello,
     pub input: Vec<u8>,
     pub out: Vec<u8>,
     out_at: usize,
@@ -155,7 +157,8 @@ impl Work {
         let token = Token(self.next_token);
         self.next_token += 1;
         let (input, out, heard) = (Vec::new(), Vec::new(), Instant::now());
-        self.sockets.insert(token, Socket { path, peer: None, stage: Stage::Strange, input, out, out_at: 0, heard });
+        let (peer, stage, said) = (None, Stage::Strange, Hello::default());
+        self.sockets.insert(token, Socket { path, peer, stage, said, input, out, out_at: 0, heard });
         token
     }
 
@@ -178,21 +181,21 @@ impl Work {
             }
             let dialled = Wire::dial(address, self.site.trust.as_ref());
             let Ok(token) = dialled.and_then(|wire| self.adopt(wire)) else { continue };
-            let greeting = self.greeting(slot);
-            if let Some(socket) = self.sockets.get_mut(&token) {
-                socket.out = greeting;
-                socket.peer = Some(slot);
-            }
+            self.greet(token, slot);
             if let Some(peer) = self.peers.get_mut(&slot) {
                 peer.dialling = Some(token);
             }
         }
     }
 
-    pub(super) fn greeting(&self, slot: u16) -> Vec<u8> {
+    /// The first thing that is said on a connection.
+    pub(super) fn greet(&mut self, token: Token, slot: u16) {
         let hello = self.peers.get(&slot).map(|p| p.flow.hello()).unwrap_or_default();
-        let Member { slot, incarnation, .. } = self.site.me;
-        Greeting { slot, incarnation, cluster: self.site.cluster, hello }.encode()
+        let Member { slot: me, incarnation, .. } = self.site.me;
+        if let Some(socket) = self.sockets.get_mut(&token) {
+            socket.out.extend(Greeting { slot: me, incarnation, cluster: self.site.cluster, hello }.encode());
+            (socket.peer, socket.said) = (Some(slot), hello);
+        }
     }
 
     pub(super) fn drop_socket(&mut self, token: Token) {
@@ -291,31 +294,28 @@ impl Work {
         if self.sockets.get(&token).is_some_and(|s| s.peer.is_some_and(|p| p != slot)) {
             return Err("not the node that was meant");
         }
-        let answer = self.greeting(slot);
         let Some(peer) = self.peers.get(&slot).filter(|p| p.incarnation == greeting.incarnation) else {
             return Err("not a member");
         };
-        let name = peer.flow.hello().name;
         if peer.dialling == Some(token) || peer.around == Some(token) {
-            self.meet(token, slot, &greeting.hello);
-        } else if let Some(socket) = self.sockets.get_mut(&token) {
-            socket.out.extend(answer);
-            socket.peer = Some(slot);
-            socket.stage = Stage::Answered(greeting.hello, name);
+            return self.meet(token, slot, &greeting.hello);
         }
+        self.greet(token, slot);
+        self.sockets.get_mut(&token).into_iter().for_each(|s| s.stage = Stage::Answered(greeting.hello));
         Ok(())
     }
 
-    /// Both ends can hear each other: this is their connection from now on.
-    fn meet(&mut self, token: Token, slot: u16, hello: &Hello) {
-        let Some(peer) = self.peers.get_mut(&slot) else { return };
+    /// Both ends can hear each other: this is their connection from now on, if this end is still what it said to be.
+    fn meet(&mut self, token: Token, slot: u16, hello: &Hello) -> Result<(), &'static str> {
+        let Some(peer) = self.peers.get_mut(&slot) else { return Err("not a member") };
+        let said = self.sockets.get(&token).map(|s| s.said).unwrap_or_default();
+        let welcome = peer.flow.welcome(&said, hello).map_err(|b| b.0)?;
         let older = peer.token.replace(token).filter(|t| *t != token);
         peer.dialling.take_if(|t| *t == token);
         peer.around.take_if(|t| *t == token);
-        let welcome = peer.flow.welcome(hello);
         let incarnation = peer.incarnation;
         if let Some(socket) = self.sockets.get_mut(&token) {
-            socket.stage = Stage::Met(Some(welcome.new));
+            socket.stage = Stage::Met;
             Head { n: welcome.first, from: BEGIN, to: BEGIN, ..Head::default() }.encode(&mut socket.out);
             for (_, bytes) in peer.flow.again() {
                 socket.out.extend_from_slice(bytes);
@@ -328,16 +328,17 @@ impl Work {
         if welcome.new {
             (self.tell)(Event::Up(slot, incarnation));
         }
+        Ok(())
     }
 
     fn frame(&mut self, token: Token, head: &Head, body: &[u8]) -> Result<(), &'static str> {
         let Some(socket) = self.sockets.get_mut(&token) else { return Ok(()) };
         let Some(slot) = socket.peer else { return Err("a frame before the greeting") };
-        if let Stage::Answered(hello, name) = socket.stage {
-            if head.from != BEGIN || self.peers.get(&slot).is_none_or(|p| p.flow.hello().name != name) {
-                return Err("no beginning, or of what was forgotten");
+        if let Stage::Answered(hello) = socket.stage {
+            if head.from != BEGIN {
+                return Err("no beginning");
             }
-            self.meet(token, slot, &hello);
+            self.meet(token, slot, &hello)?;
         }
         let Some(peer) = self.peers.get_mut(&slot) else { return Err("not a member") };
         if peer.token != Some(token) {
@@ -345,9 +346,7 @@ impl Work {
         }
         self.pulse.heard(slot, (self.site.now_ms)());
         if head.from == BEGIN {
-            let stage = self.sockets.get_mut(&token).map(|s| std::mem::replace(&mut s.stage, Stage::Met(None)));
-            let new = matches!(stage, Some(Stage::Met(Some(true))));
-            return peer.flow.begin(head.n, new).map_err(|b| b.0);
+            return peer.flow.begin(head.n).map_err(|b| b.0);
         }
         if matches!(head.from, CARRY | CARRIED) {
             return self.pass_on(slot, head, body);
