@@ -3,6 +3,7 @@
 //! Invariant: a [`Stored`] is immutable and shared by every queue, lane and retained store that holds it.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_bytes::Bytes;
 use std::cell::{Cell, OnceCell, RefCell};
 
 use triomphe::ThinArc;
@@ -85,34 +86,19 @@ impl std::fmt::Debug for Stored {
 
 impl Serialize for Stored {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        (self.head(), Slice(&self.0.slice)).serialize(s)
+        (self.head(), Bytes::new(&self.0.slice)).serialize(s)
     }
 }
 
 impl<'de> Deserialize<'de> for Stored {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let (mut head, Slice(slice)) = <(Head, Slice<'de>)>::deserialize(d)?;
+        let (mut head, slice) = <(Head, &'de Bytes)>::deserialize(d)?;
         let topic = slice.get(..head.topic_len as usize).filter(|t| std::str::from_utf8(t).is_ok());
         if topic.is_none_or(|t| t.len() + head.props_len as usize > slice.len()) {
             return Err(serde::de::Error::custom("a message whose parts do not fit"));
         }
         head.deadline_ms = translated(head.deadline_ms);
         Ok(Self(ThinArc::from_header_and_slice(head, slice)))
-    }
-}
-
-/// Bytes, borrowed in both directions.
-struct Slice<'a>(&'a [u8]);
-
-impl Serialize for Slice<'_> {
-    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.serialize_bytes(self.0)
-    }
-}
-
-impl<'de: 'a, 'a> Deserialize<'de> for Slice<'a> {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        <&'de [u8]>::deserialize(d).map(Slice)
     }
 }
 

@@ -150,6 +150,7 @@ pub enum LaneMessage {
     Luggage {
         partition: u16,
         epoch: u32,
+        #[serde(with = "serde_bytes")]
         part: Vec<u8>,
         anchor: Option<Anchor>,
     },
