@@ -255,7 +255,11 @@ class ClusterSite(Site):
         """`roost dev add` or `remove`: what it printed."""
         command = [sys.executable, "-m", "roostmq", "dev", *words, "--data", str(self.data), "--json"]
         process = await asyncio.create_subprocess_exec(*command, stdout=-1, stderr=-1)
-        out, said = await asyncio.wait_for(process.communicate(), 300)
+        try:
+            out, said = await asyncio.wait_for(process.communicate(), 300)
+        except TimeoutError:
+            process.kill()
+            raise BrokerFailed(f"roost dev {' '.join(words)} does not end") from None
         if process.returncode != 0:
             raise BrokerFailed(f"roost dev {' '.join(words)}: {out.decode()} {said.decode()}")
         told: dict[str, Any] = json.loads(out)

@@ -117,9 +117,32 @@ impl Lane {
             "early": fleet.early.values().map(std::collections::VecDeque::len).sum::<usize>(),
             "halted": fleet.halts.keys().collect::<Vec<_>>(), "leaving": fleet.leaving.keys().collect::<Vec<_>>(),
             "sealed": fleet.sealed.keys().collect::<Vec<_>>(), "queries": fleet.queries.len(),
-            "deferred": self.deferred.iter().map(|q| serde_json::json!({"from": q.from, "after": q.after})).collect::<Vec<_>>(),
-            "received": self.received, "sent": self.sent,
-            "gathering": self.gatherings.values().map(|g| g.missing).collect::<Vec<_>>(), "questions": self.questions.len()})
+            "deferred": self.deferred.len(), "lacking": self.lacking(), "gathering": self.gathering_from(),
+            "questions": self.questions.len()})
+    }
+
+    /// Places of which something must come before questions for retained messages can be answered: up to which message, and how many
+    /// have come.
+    fn lacking(&self) -> BTreeMap<usize, (u64, u64)> {
+        let mut lacking: BTreeMap<usize, (u64, u64)> = BTreeMap::new();
+        for query in &self.deferred {
+            let each = query.after.iter().zip(&self.received).enumerate();
+            for (place, (after, received)) in each.filter(|(i, (a, r))| *i != usize::from(self.number) && a > r) {
+                let most = &mut lacking.entry(place).or_insert((0, *received)).0;
+                *most = (*most).max(*after);
+            }
+        }
+        lacking
+    }
+
+    /// Places whose retained messages subscribers wait for, and how many do.
+    fn gathering_from(&self) -> BTreeMap<u16, usize> {
+        let mut missing: BTreeMap<u16, usize> = BTreeMap::new();
+        let bits = |missing: u64| (0..64u16).filter(move |place| missing & 1 << place != 0);
+        for place in self.gatherings.values().flat_map(|g| bits(g.missing)) {
+            *missing.entry(place).or_default() += 1;
+        }
+        missing
     }
 
     /// A member is gone: what it wanted is frozen for the partitions that it spoke for, what it was asked waits with it.
