@@ -12,7 +12,7 @@ from roostmq.runtime.appends import SAMPLES, Appends
 
 def well() -> dict[str, Any]:
     """Three nodes with nothing wrong."""
-    member = {"weight": 1.0, "partitions": 2, "heard_ms": 10, "way_ms": 1, "around": None}
+    member = {"weight": 1.0, "partitions": 2, "heard_ms": 10, "answered_ms": 20, "way_ms": 1, "around": None}
     return {
         "node": "n1",
         "age_s": 0.1,
@@ -63,6 +63,15 @@ def test_a_member_that_is_silent_or_behind_a_cut() -> None:
     told["members"][2] |= {"around": "n2"}
     texts = [f["what"] for f in findings(told)]
     assert texts == ["was heard 2.0 s ago by n1", "n1 does not reach it: what they say to each other goes through n2"]
+
+
+def test_a_member_that_is_heard_and_never_answers() -> None:
+    """Otherwise nobody would know why nothing is decided any more."""
+    told = well()
+    told["members"][1] |= {"answered_ms": 14_000}
+    found = findings(told)
+    assert [(f["severity"], f["where"]) for f in found] == [("error", "n2")]
+    assert "no answer for 14 s" in found[0]["what"]
 
 
 def test_a_slow_way_is_named_and_where_it_is() -> None:

@@ -9,6 +9,8 @@ from roostmq.policy.leaving import WAY_MS_MAX, is_slow
 
 AGE_S_MAX = 5.0
 SILENT_MS = 1_500
+ANSWERED_MS_MAX = 10_000
+"""Who is heard answers at once, or after the seconds that a report of somebody binds."""
 APPEND_MS_MAX = 250
 LATE_MS_MAX = 500
 """A lane that was later than this in the last ten seconds had no CPU, or stood still."""
@@ -57,6 +59,9 @@ def _members(told: dict[str, Any], say: Say) -> None:
         if member["heard_ms"] is not None and member["heard_ms"] > SILENT_MS:
             text = f"was heard {member['heard_ms'] / 1000:.1f} s ago by {told['node']}"
             say("warning", member["node"], text, "it is voted out if a majority hears as little; look at its process")
+        elif member["answered_ms"] is not None and member["answered_ms"] > ANSWERED_MS_MAX:
+            text = f"{told['node']} hears it, but has had no answer for {member['answered_ms'] / 1000:.0f} s"
+            say("error", member["node"], text, "their link does not settle: restart one of the two")
         if member["around"] is not None:
             text = f"{told['node']} does not reach it: what they say to each other goes through {member['around']}"
             say("warning", member["node"], text, "see to the network between the two: address, firewall, cable")

@@ -101,6 +101,7 @@ def describe(cluster: Cluster, not_ready: str | None) -> dict[str, Any]:
             "admin": m.admin,
             "links": m.address,
             "heard_ms": heard[m.slot]["heard_ms"] if m.slot in heard else None,
+            "answered_ms": heard[m.slot]["answered_ms"] if m.slot in heard else None,
             "way_ms": heard[m.slot]["way_ms"] if m.slot in heard else None,
             "around": names.get(heard[m.slot]["around"]) if m.slot in heard else None,
             "partitions": sum(a.owner == m.node for a in cluster.table.partitions) if cluster.table else 0,
