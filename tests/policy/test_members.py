@@ -75,6 +75,22 @@ def test_nobody_comes_in_twice_and_slots_are_apart() -> None:
     assert back.version == members.version + 1
 
 
+def test_who_has_to_wait_is_told_why() -> None:
+    """Every reason is one that ends by itself; the log of the acting node has it."""
+    wish = replace(member(NAMES[1]), incarnation=2)
+    there = [beat(NAMES[2], read=2)]
+    assert votes.let_in(made(3), wish, there, owns=False) == "an older start of it is a member still"
+    members = votes.without(made(3), NAMES[1])
+    assert votes.let_in(members, replace(wish, incarnation=1), there, owns=False) == ""
+    behind = votes.let_in(members, wish, [beat(NAMES[2], read=1)], owns=False)
+    assert behind == "no majority has read members 2, of the others only: nobody"
+    assert votes.let_in(members, wish, there, owns=True) == "what an older start of it had has no heirs yet"
+    back = votes.let_in(members, wish, there, owns=False)
+    assert isinstance(back, Members)
+    assert back.find(NAMES[1]) is not None
+    assert votes.let_in(back, wish, there, owns=False) == "", "it is in"
+
+
 def test_the_lowest_slot_that_nobody_reports_acts() -> None:
     members = made(3)
     assert votes.acting(members, ()) == NAMES[0]

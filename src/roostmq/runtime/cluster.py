@@ -85,6 +85,8 @@ class Cluster:
         self.wishes, self._wishes_revision = Wishes(), 0
         self._placed: tuple[tuple[int, int, int], bool, bool] | None = None
         """What was asked of the policy last, when it had nothing to change."""
+        self._held: dict[str, str] = {}
+        """Who wants to come in and has to wait, and why."""
         self._told: tuple[int, int] = (0, 0)
         self._report: Report | None = None
         self._reported_s = 0.0
@@ -423,17 +425,15 @@ class Cluster:
         joins = codec.unpack(entry.value, "joins") if entry is not None else {}
         for node, wish in joins.items():
             member = codec.unpack_members(wish.encode()).nodes[0]
-            if self.members.find(member.node) is not None or member.incarnation <= self.members.last(member.node):
-                continue  # an older start of it has to be voted out first, or it was in already
-            if not votes.read_by_majority(self.members, self.beats):
-                return False
-            if self.table is not None and any(a.owner == member.node for a in self.table.partitions):
-                return False  # heirs first
-            made = votes.joined(self.members, member)
-            if made is not None:
+            owns = self.table is not None and any(a.owner == member.node for a in self.table.partitions)
+            made = votes.let_in(self.members, member, self.beats, owns=owns)
+            if isinstance(made, Members):
                 self.log.info("lets in", node=node, members=made.version)
                 await self._set_members(made)
                 return True
+            if made != self._held.get(node, ""):
+                self.log.info("has to wait", node=node, why=made or "no more")
+            self._held[node] = made
         return False
 
     async def _place(self) -> bool:
