@@ -19,6 +19,7 @@ def well() -> dict[str, Any]:
         "log": {"state": "ready", "why": [], "appends_10s": {"count": 100, "mean_ms": 3.0, "unanswered": 0}},
         "members": [member | {"node": "n1", "way_ms": None}, *(member | {"node": n} for n in ("n2", "n3"))],
         "partitions": [{"partition": p, "owner": "n1", "state": "serving"} for p in range(24)],
+        "crowded": None,
         "notes": [],
         "lanes_late_ms": [0, 12],
     }
@@ -37,6 +38,7 @@ def test_nothing_is_found_where_nothing_is_wrong() -> None:
          "warning", "NATS", "4 had no answer in time"),
         ({"log": {"state": "away", "why": ["no server"], "appends_10s": {"count": 0, "mean_ms": 0, "unanswered": 0}}},
          "error", "NATS", "no server"),
+        ({"crowded": ("nats-2", 9)}, "warning", "NATS", "server nats-2 leads 9 of the streams"),
         ({"lanes_late_ms": [3, 740]}, "warning", "n1", "a lane was 740 ms late"),
         ({"age_s": 9.0}, "error", "registry", "9 s ago"),
         ({"notes": [{"event": "log_damaged", "partition": 3, "why": "it ends too early"}]},

@@ -49,6 +49,15 @@ def _nats(told: dict[str, Any], say: Say) -> None:
             text,
             "acknowledgements wait as long: look at the disks of NATS's servers and the way there",
         )
+    if told["crowded"] is not None:
+        server, count = told["crowded"]
+        text = f"server {server} leads {count} of the streams: all of them take nothing for seconds when it dies"
+        say(
+            "warning",
+            "NATS",
+            text,
+            "wait: one is handed over every 20 s of calm; the log of the acting node says if not",
+        )
     if told["age_s"] > AGE_S_MAX:
         text = f"the registry was read {told['age_s']:.0f} s ago"
         say("error", "registry", text, "what is shown is as old as that; see whether NATS has a leader")

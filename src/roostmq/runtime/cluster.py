@@ -67,19 +67,20 @@ class Cluster:
         self.options, self.token, self.log, self._say = options, token, log, say
         self.node = NodeId(options.node)
         self.incarnation = time.time_ns() // 1_000_000
-        self.slot = 0
+        self.slot, self.streams = 0, 0
         self.registry: Registry | None = None
         self.members, self._members_revision = Members(Version(0), ()), 0
         self.table: PartitionTable | None = None
         self._table_revision = 0
-        self.read_s = 0.0
-        """When the registry was read last (monotonic)."""
+        self.read_s, self.changed_s = 0.0, time.monotonic()
+        """When the registry was read last, and when something in it has changed (monotonic)."""
         self.me: Member | None = None
         self.beats: tuple[Beat, ...] = ()
         self.links: list[dict[str, Any]] = []
         self.log_state: dict[str, Any] = {"state": "starting", "why": []}
         self.served: dict[int, int] = {}
         self.notes: list[dict[str, Any]] = []
+        self.crowded: tuple[str, int] | None = None
         self.joined, self._leaving = False, False
         self.moves, self.appends = Moves(self.node), Appends()
         self.wishes, self._wishes_revision = Wishes(), 0
@@ -93,7 +94,6 @@ class Cluster:
         self.lease = Lease(self.node)
         self.turned_s: dict[str, float] = {}
         """When the loop, and the engine's links, were heard of last (monotonic)."""
-        self._changed_s = time.monotonic()
         self._submit: Callable[..., None] = lambda *commands: None
 
     # ---- before the engine
@@ -106,7 +106,7 @@ class Cluster:
         while not ended.is_set():
             try:
                 self.registry = await NatsRegistry.open(access_of(self.options), self.options.name)
-                self._streams = (await read_meta(self.registry, self.options.name, self.token)).streams
+                self.streams = (await read_meta(self.registry, self.options.name, self.token)).streams
                 await check_format(self.registry)
                 self.slot = await take_slot(self.registry, self.options.name, self.node)
                 await self._read()
@@ -114,7 +114,7 @@ class Cluster:
                 self.lease.incarnation = self.incarnation
                 if not self.token.secret:
                     self.log.warning("links are not encrypted: the join token is from an older release")
-                return engine_settings(self.options, self.token, self._streams, self.slot, self.incarnation)
+                return engine_settings(self.options, self.token, self.streams, self.slot, self.incarnation)
             except UnavailableError as problem:
                 self.log.warning("NATS is away", error=str(problem))
                 with contextlib.suppress(TimeoutError):
@@ -302,12 +302,12 @@ class Cluster:
         entry = await (registry := self._there()).get("members")
         if entry is not None and entry.revision != self._members_revision:
             self.members, self._members_revision = codec.unpack_members(entry.value), entry.revision
-            self._changed_s = time.monotonic()
+            self.changed_s = time.monotonic()
         entry = await registry.get("table")
         if entry is not None and entry.revision != self._table_revision:
             read = codec.unpack_table(entry.value)
             if self.table is not None and has_returned(self.table, read):
-                self._changed_s = time.monotonic()  # not at once again
+                self.changed_s = time.monotonic()  # not at once again
             self.table, self._table_revision = read, entry.revision
         self.read_s = time.monotonic()
 
@@ -440,7 +440,7 @@ class Cluster:
         if self.table is None:
             return False
         await self.read_wishes()
-        base, quiet_s = self.table, time.monotonic() - self._changed_s
+        base, quiet_s = self.table, time.monotonic() - self.changed_s
         versions = (self.table.version, self.members.version, self._wishes_revision)
         asked = (versions, quiet_s > CALM_S, quiet_s > SETTLED_S)
         if asked == self._placed:
@@ -472,13 +472,13 @@ class Cluster:
         }
         if news:
             self.log.info("serves", partitions=sorted(news))
-        logs = {p: log_of(self.options.name, self._streams, p, epoch) for p, epoch in news.items()}
+        logs = {p: log_of(self.options.name, self.streams, p, epoch) for p, epoch in news.items()}
         return await self._set_table(serving(self.table, news, logs)) if news else False
 
     async def _set_members(self, made: Members) -> None:
         value = codec.pack_members(made)
         self._members_revision = await self._there().replace("members", value, self._members_revision)
-        self.members, self._changed_s = made, time.monotonic()
+        self.members, self.changed_s = made, time.monotonic()
 
     async def _set_table(self, made: PartitionTable) -> bool:
         if self.table is not None and made.version == self.table.version:

@@ -274,12 +274,15 @@ class Node:
                 os.unlink(path)
 
     async def _watch(self, cluster: Cluster) -> None:
-        leaver, standstill = Leaver(cluster), Standstill(self.log)
+        from roostmq.runtime.spreading import Spreader  # brings the client of NATS
+
+        leaver, spreader, standstill = Leaver(cluster), Spreader(cluster), Standstill(self.log)
         while True:
             standstill.look(cluster.turned_s, time.monotonic())
             with contextlib.suppress(TimeoutError):
                 cluster.appends.note(await self.counters())
             await leaver.look()
+            await spreader.look()
             await asyncio.sleep(SAMPLE_S)
 
     async def _publish_sys(self) -> None:

@@ -23,13 +23,12 @@ from roostmq.errors import UnavailableError, UnsuitableError
 from roostmq.store import codec
 from roostmq.store.access import NatsAccess
 from roostmq.store.nats_kv import NatsRegistry, bucket_of, connect
-from roostmq.store.streams import settings
+from roostmq.store.streams import ask, settings
 
 CHUNK_BYTES = 128 * 1024
 PATIENCE_S = 30.0
 TRIES = 5
 MANIFEST = "manifest.json"
-NOT_FOUND = 404
 Tell = Callable[[str], None]
 
 
@@ -84,7 +83,7 @@ async def _snapshot(client: Client, name: str, file: Path) -> dict[str, Any]:
     inbox = client.new_inbox()
     chunks = await client.subscribe(inbox)
     request = {"deliver_subject": inbox, "no_consumers": True, "chunk_size": CHUNK_BYTES}
-    told = await _ask(client, f"$JS.API.STREAM.SNAPSHOT.{name}", json.dumps(request).encode())
+    told = await ask(client, f"$JS.API.STREAM.SNAPSHOT.{name}", json.dumps(request).encode())
     digest, size = hashlib.sha256(), 0
     try:
         with file.open("wb") as out:
@@ -137,7 +136,7 @@ async def restore(access: NatsAccess, folder: Path, replicas: int | None, tell: 
     client = await connect(access, f"roost restore {manifest['cluster']}")
     try:
         for stream in manifest["streams"]:
-            there = await _ask(client, f"$JS.API.STREAM.INFO.{stream['name']}", b"", missing_ok=True)
+            there = await ask(client, f"$JS.API.STREAM.INFO.{stream['name']}", b"", missing_ok=True)
             if there:
                 text = f"NATS has a stream {stream['name']} already: a restore wants a NATS without this cluster"
                 raise UnsuitableError(text)
@@ -153,7 +152,7 @@ async def _put(client: Client, folder: Path, stream: dict[str, Any], replicas: i
     name = stream["name"]
     config = stream["config"] | ({"num_replicas": replicas} if replicas is not None else {})
     request = json.dumps({"config": config, "state": stream["state"]}).encode()
-    told = await _ask(client, f"$JS.API.STREAM.RESTORE.{name}", request)
+    told = await ask(client, f"$JS.API.STREAM.RESTORE.{name}", request)
     subject = told["deliver_subject"]
     with (folder / stream["file"]).open("rb") as file:
         while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
@@ -174,17 +173,3 @@ async def _send(client: Client, subject: str, data: bytes, name: str) -> bytes:
         return bytes((await client.request(subject, data, timeout=PATIENCE_S)).data)
     except (NatsError, OSError, TimeoutError) as error:
         raise UnavailableError(f"{name}: NATS broke the restore off: {error!r}") from None
-
-
-async def _ask(client: Client, subject: str, data: bytes, missing_ok: bool = False) -> dict[str, Any]:
-    """An answer of JetStream; empty if there is nothing and that is fine."""
-    try:
-        answer: dict[str, Any] = json.loads((await client.request(subject, data, timeout=PATIENCE_S)).data)
-    except (NatsError, OSError, TimeoutError) as error:
-        raise UnavailableError(f"NATS does not answer {subject}: {error!r}") from None
-    problem = answer.get("error")
-    if problem is None:
-        return answer
-    if missing_ok and problem.get("code") == NOT_FOUND:
-        return {}
-    raise UnsuitableError(f"{subject}: {problem.get('description')}")

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
+from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import APIError, NotFoundError
 
 from roostmq.errors import UnavailableError, UnsuitableError
 from roostmq.model import Epoch, LogRef, PartitionId
+from roostmq.policy.leaders import Led
 from roostmq.store.access import NatsAccess
-from roostmq.store.nats_kv import connect
+from roostmq.store.nats_kv import bucket_of, connect
 
 SERVER_MIN = (2, 12)
 RETRY_S = 0.25
+PATIENCE_S = 30.0
+NOT_FOUND = 404
 
 
 def log_of(cluster: str, streams: int, partition: PartitionId, served: Epoch) -> LogRef:
@@ -70,3 +75,34 @@ async def _patiently(call: Any, config: StreamConfig) -> None:
             problem = error
         await asyncio.sleep(RETRY_S if attempt else 0)
     raise UnavailableError(f"stream {config.name} cannot be made: {problem}")
+
+
+async def leaders(client: Client, cluster: str, streams: int) -> list[Led]:
+    """Who leads the streams of the log and the registry; one without a leader is left out. Raises as `ask`."""
+    found = []
+    for name in [f"ROOST_{cluster}_LOG_{n}" for n in range(streams)] + [f"KV_{bucket_of(cluster)}"]:
+        told = (await ask(client, f"$JS.API.STREAM.INFO.{name}", b"")).get("cluster", {})
+        if told.get("leader"):
+            others = tuple(r["name"] for r in told.get("replicas") or () if r.get("current") and not r.get("offline"))
+            found.append(Led(name, told["leader"], others))
+    return found
+
+
+async def step_down(client: Client, stream: str, to: str) -> None:
+    """Another server leads the stream from now on. Raises as `ask`."""
+    wish = json.dumps({"placement": {"preferred": to}}).encode()
+    await ask(client, f"$JS.API.STREAM.LEADER.STEPDOWN.{stream}", wish)
+
+
+async def ask(client: Client, subject: str, data: bytes, missing_ok: bool = False) -> dict[str, Any]:
+    """An answer of JetStream; empty if there is nothing and that is fine. Raises UnsuitableError, UnavailableError."""
+    try:
+        answer: dict[str, Any] = json.loads((await client.request(subject, data, timeout=PATIENCE_S)).data)
+    except (NatsError, OSError, TimeoutError) as error:
+        raise UnavailableError(f"NATS does not answer {subject}: {error!r}") from None
+    problem = answer.get("error")
+    if problem is None:
+        return answer
+    if missing_ok and problem.get("code") == NOT_FOUND:
+        return {}
+    raise UnsuitableError(f"{subject}: {problem.get('description')}")

@@ -139,6 +139,7 @@ def describe(cluster: Cluster, not_ready: str | None) -> dict[str, Any]:
             "why": cluster.log_state["why"],
             "appends_10s": cluster.appends.figures(),
         },
+        "crowded": cluster.crowded,
         "notes": cluster.notes[-20:],
         "moves": list(cluster.moves.recent),
     }
