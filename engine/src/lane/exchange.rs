@@ -303,10 +303,12 @@ impl Lane {
                 continue;
             }
             self.stats.add(Counter::lane_messages, batch.len() as u64);
-            let batch = std::mem::take(batch);
             match self.shared.mailbox(to) {
-                Some(mailbox) => mailbox.post(self.number, batch),
-                None => post_to_node(&self.shared, &self.nodes, self.number, to, &batch),
+                Some(mailbox) => mailbox.post(self.number, std::mem::take(batch)),
+                None => {
+                    post_to_node(&self.shared, &self.nodes, self.number, to, batch);
+                    batch.clear();
+                }
             }
         }
     }

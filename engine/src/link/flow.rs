@@ -8,6 +8,9 @@
 
 use std::collections::VecDeque;
 
+/// Bytes after which a confirmation goes out by itself: far less than what a sender may have unconfirmed.
+const OWED_MAX: usize = 1 << 18;
+
 /// The first thing that an end says on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Hello {
@@ -43,8 +46,8 @@ pub struct Flow {
     unconfirmed: VecDeque<(u64, Vec<u8>)>,
     bytes: usize,
     received: u64,
-    /// What of it the peer was told.
-    told: u64,
+    /// Bytes that have come since the peer was told how far it has come.
+    owed: usize,
     /// The peer is new, and where it begins was not heard yet, on whatever connection that comes.
     fresh: bool,
 }
@@ -53,7 +56,7 @@ impl Flow {
     /// An end that has said nothing yet.
     #[must_use]
     pub const fn new(name: u64) -> Self {
-        Self { name, peer: 0, next: 1, unconfirmed: VecDeque::new(), bytes: 0, received: 0, told: 0, fresh: false }
+        Self { name, peer: 0, next: 1, unconfirmed: VecDeque::new(), bytes: 0, received: 0, owed: 0, fresh: false }
     }
 
     /// What to say first on a new connection.
@@ -124,11 +127,11 @@ impl Flow {
         }
     }
 
-    /// A frame has come. True: it is new, and counts as taken. False: it came before.
+    /// A frame of so many bytes has come. True: it is new, and counts as taken. False: it came before.
     ///
     /// # Errors
     /// One before it is missing.
-    pub fn receive(&mut self, n: u64) -> Result<bool, Broken> {
+    pub fn receive(&mut self, n: u64, len: usize) -> Result<bool, Broken> {
         if n <= self.received {
             return Ok(false);
         }
@@ -136,6 +139,7 @@ impl Flow {
             return Err(Broken("a frame is missing"));
         }
         self.received = n;
+        self.owed += len;
         Ok(true)
     }
 
@@ -145,15 +149,15 @@ impl Flow {
         self.received
     }
 
-    /// Has anything come since the last confirmation?
+    /// Has so much come since the peer was told that it has to be told by itself? Frames and beats tell it in passing.
     #[must_use]
     pub const fn owes_confirmation(&self) -> bool {
-        self.received != self.told
+        self.owed >= OWED_MAX
     }
 
     /// The peer is told how far it has come.
     pub const fn confirmed_to_peer(&mut self) {
-        self.told = self.received;
+        self.owed = 0;
     }
 
     /// Bytes that the peer has not confirmed.
@@ -240,7 +244,7 @@ mod tests {
                     Step::Take(first) => {
                         let to = if first { &mut a } else { &mut b };
                         if let Some((n, words)) = to.wire.pop_front() {
-                            if to.flow.receive(n).unwrap() {
+                            if to.flow.receive(n, 1).unwrap() {
                                 to.took.push(words);
                             }
                         }
@@ -263,7 +267,7 @@ mod tests {
             connect(&mut a, &mut b);
             for end in [&mut a, &mut b] {
                 while let Some((n, words)) = end.wire.pop_front() {
-                    if end.flow.receive(n).unwrap() {
+                    if end.flow.receive(n, 1).unwrap() {
                         end.took.push(words);
                     }
                 }
@@ -301,6 +305,25 @@ mod tests {
                 prop_assert!((1..=pair.starts[other]).contains(&pair.ups[end]));
                 prop_assert_eq!(&pair.said[end], &pair.took[other]);
             }
+        }
+    }
+
+    /// Who only sends has a bounded part of it unconfirmed, though nothing goes the other way.
+    #[test]
+    fn one_way_traffic_is_confirmed() {
+        let (mut a, mut b) = (Flow::new(1), Flow::new(2));
+        let (hello, answer) = (a.hello(), b.hello());
+        b.welcome(&answer, &hello).unwrap();
+        let first = a.welcome(&hello, &answer).unwrap().first;
+        b.begin(first).unwrap();
+        for _ in 0..1_000 {
+            let n = a.send(vec![0; 10_000]);
+            assert!(b.receive(n, 10_000).unwrap());
+            if b.owes_confirmation() {
+                a.confirm(b.received());
+                b.confirmed_to_peer();
+            }
+            assert!(a.unconfirmed_bytes() <= OWED_MAX + 10_000);
         }
     }
 
@@ -423,7 +446,7 @@ mod tests {
                 }
                 Piece::Frame(n, received) if self.tokens[end] == Some(line) => {
                     self.flows[end].confirm(received);
-                    if self.flows[end].receive(n).unwrap() {
+                    if self.flows[end].receive(n, 1).unwrap() {
                         self.took[end].push(n);
                     }
                 }

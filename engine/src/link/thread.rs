@@ -356,7 +356,7 @@ impl Work {
             let said = BeatBody::decode(body).ok_or("a short beat")?;
             self.pulse.beat(slot, head.now_ms, said, (self.site.now_ms)());
             self.note_majority();
-        } else if head.n > 0 && peer.flow.receive(head.n).map_err(|b| b.0)? {
+        } else if head.n > 0 && peer.flow.receive(head.n, body.len()).map_err(|b| b.0)? {
             let (Head { from, to, now_ms, .. }, incarnation) = (*head, peer.incarnation);
             (self.tell)(Event::Batch { incarnation, from, to, now_ms, bytes: body.to_vec() });
         }
@@ -390,6 +390,7 @@ impl Work {
             frame.extend_from_slice(&bytes);
             if let Some(socket) = peer.token.and_then(|t| self.sockets.get_mut(&t)) {
                 socket.out.extend_from_slice(&frame);
+                peer.flow.confirmed_to_peer();
             }
             peer.flow.send(frame);
         }
