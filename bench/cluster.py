@@ -88,7 +88,8 @@ def main() -> int:
     names = next(iter(found.values()))
     print("| nodes | " + " | ".join(names) + " |\n|---|" + "---|" * len(names))
     for count, row in found.items():
-        print(f"| {count} | " + " | ".join(f"{v:,.2f}" if "us" in k else f"{v:,.0f}" for k, v in row.items()) + " |")
+        cells = [f"{v:,.2f}" if "us" in k else f"{v:,.0f}" for k, v in row.items()]
+        print(f"| {count} | " + " | ".join(cells) + " |")
     first = found[min(found)]
     for count, row in found.items():
         print(
