@@ -92,9 +92,8 @@ def main() -> int:
         print(f"| {count} | " + " | ".join(cells) + " |")
     first = found[min(found)]
     for count, row in found.items():
-        print(
-            f"{count} nodes: CPU of a QoS 1 message {row['QoS 1, us'] / first['QoS 1, us']:.2f} times that of {min(found)}"
-        )
+        ratio = row["QoS 1, us"] / first["QoS 1, us"]
+        print(f"{count} nodes: CPU of a QoS 1 message {ratio:.2f} times that of {min(found)}")
     return 0
 
 

@@ -254,8 +254,7 @@ MODEL = Model(
         "overlap": lambda on: Link(on, words=1, overlaps=2, breaks=0),
         "breaks": lambda on: Link(on, words=2, overlaps=0, breaks=2),
         "another": lambda on: Link(on, words=2, overlaps=0, breaks=2, forgets=True),
-        "all": lambda on: Link(on, words=1, overlaps=1, breaks=2, forgets=True),
-        "both": lambda on: Link(on, words=1, overlaps=1, breaks=1),
+        "all": lambda on: Link(on, words=1, overlaps=1, breaks=1, forgets=True),
     },
 )
 
