@@ -74,6 +74,8 @@ pub(super) struct Fleet {
     pub tips: HashMap<u16, crate::log::Anchor>,
     /// Planned moves: partitions on their way out, held by everybody, on their way in (epoch, bytes so far), and sealed.
     pub leaving: BTreeMap<u16, Leaving>,
+    /// How often the halt of a partition was called off since it was sealed last.
+    pub called_off: HashMap<u16, u32>,
     pub halts: BTreeMap<u16, Halt>,
     pub luggage: HashMap<u16, (u32, Vec<u8>)>,
     pub sealed: BTreeMap<u16, Sealed>,

@@ -26,8 +26,10 @@ use crate::partition::{Effects, Ending, Input, Partition};
 use crate::record::make_uid;
 use crate::ring::Ring;
 
-/// A halt that lasts longer is called off, milliseconds: one slow node must not stop the others.
+/// A halt that lasts longer is called off, milliseconds: one slow node must not stop the others. Each time that this happens to a
+/// partition its next halt may last twice as long, so that it can move where everything is slow.
 const HALT_MS: u64 = 500;
+const HALT_DOUBLED_MAX: u32 = 3;
 /// After a seal the table must have decided within this, milliseconds; then the owner asks for its partition again. To take it back
 /// costs what the target waits for, a change of the table: long enough that a busy disk under NATS is no reason.
 const SEALED_MS: u64 = 5_000;
@@ -156,7 +158,9 @@ impl Lane {
             die_at("owner seals");
             return self.seal(partition);
         }
-        if waited > HALT_MS || !self.reaches(to) {
+        let called_off = self.fleet.as_ref().and_then(|f| f.called_off.get(&partition)).copied().unwrap_or(0);
+        if waited > HALT_MS << called_off.min(HALT_DOUBLED_MAX) || !self.reaches(to) {
+            self.fleet.iter_mut().for_each(|f| *f.called_off.entry(partition).or_default() += 1);
             let why = match missing {
                 Some(place) => format!("the node in slot {} does not hold still", Ring::slot(place)),
                 None => "what it wrote was not safe in time".to_owned(),
@@ -206,6 +210,7 @@ impl Lane {
         self.note_given(partition);
         let Some(fleet) = &mut self.fleet else { return };
         fleet.full.remove(&partition);
+        fleet.called_off.remove(&partition);
         fleet.batches.insert(partition, gone.journal().batches());
         let anchor = fleet.tips.get(&partition).copied().unwrap_or_default();
         let Some(leaving) = fleet.leaving.get_mut(&partition) else { return };
