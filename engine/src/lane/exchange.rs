@@ -146,13 +146,13 @@ pub enum LaneMessage {
         partition: u16,
         epoch: u32,
     },
-    /// A part of a sealed partition; the last one says up to where its log goes.
+    /// A part of a sealed partition; the last one says up to where its log goes, and what that has behind its last checkpoint.
     Luggage {
         partition: u16,
         epoch: u32,
         #[serde(with = "serde_bytes")]
         part: Vec<u8>,
-        anchor: Option<Anchor>,
+        sealed: Option<(Anchor, usize)>,
     },
     /// There is no such connection any more.
     Gone {
@@ -401,8 +401,8 @@ impl Lane {
             LaneMessage::Halt { partition, epoch, child } => self.on_halt(from, partition, epoch, child),
             LaneMessage::Halted { partition, epoch } => self.on_halted(from, partition, epoch),
             LaneMessage::GoOn { partition, epoch } => self.on_go_on(from, partition, epoch),
-            LaneMessage::Luggage { partition, epoch, part, anchor } => {
-                self.on_luggage(partition, epoch, &part, anchor);
+            LaneMessage::Luggage { partition, epoch, part, sealed } => {
+                self.on_luggage(partition, epoch, &part, sealed);
             }
             LaneMessage::Gone { connection } => self.on_gone(connection),
             LaneMessage::Apart { partition } => self.detach_in(partition, &|place| place == from),

@@ -91,7 +91,7 @@ impl Lane {
         let is_upper = |name: &str| ring.partition_of(name, child + 1) == child;
         let halves = Partition::halve((partition, child), &rules, &bytes, &is_upper);
         let Some(fleet) = &mut self.fleet else { return };
-        let (epoch, anchor) = (whole.epoch, whole.anchor);
+        let (epoch, anchor, behind) = (whole.epoch, whole.anchor, whole.behind);
         let (lower, mut upper) = match halves {
             Ok(halves) => halves,
             Err(why) => {
@@ -101,7 +101,8 @@ impl Lane {
         };
         let mut gone = whole.partition;
         gone.retire(&mut Effects::new());
-        fleet.sealed.insert(partition, Sealed { epoch, anchor, partition: Box::new(lower), is_cut: false });
+        let lower = Sealed { epoch, anchor, behind, partition: Box::new(lower), is_cut: false };
+        fleet.sealed.insert(partition, lower);
         let batches = fleet.batches.get(&child).copied().unwrap_or(0);
         let Some(halving) = fleet.halving.as_mut().filter(|h| h.child == child) else { return };
         let Stage::Fenced(next) = halving.stage else { return };
@@ -182,7 +183,7 @@ impl Lane {
         let told = json!({"event": "halved", "partition": partition, "epoch": epoch, "child": child,
             "sessions": upper.state().len(), "bytes": halving.whole.len()});
         fleet.batches.insert(child, upper.journal().batches());
-        fleet.sealed.insert(child, Sealed { epoch, anchor, partition: upper, is_cut: true });
+        fleet.sealed.insert(child, Sealed { epoch, anchor, behind: 0, partition: upper, is_cut: true });
         self.shared.events.push(told);
         die_at("owner has written");
     }
@@ -196,7 +197,7 @@ impl Lane {
             return;
         }
         let sealed = fleet.sealed.get(&partition);
-        let anchor = sealed.map(|s| s.anchor).filter(|_| !halving.whole.is_empty());
+        let anchor = sealed.map(|s| (s.anchor, s.behind)).filter(|_| !halving.whole.is_empty());
         if let Some(log) = self.shared.cluster_log.get() {
             log.release(halving.child);
         }
@@ -209,9 +210,9 @@ impl Lane {
             upper.retire(&mut Effects::new());
         }
         let whole = Partition::unpack(partition, self.config.rules(&self.shared), &halving.whole);
-        if let (Ok(whole), Some(anchor), Some(fleet)) = (whole, anchor, &mut self.fleet) {
-            let (epoch, partition_) = (halving.epoch, Box::new(whole));
-            fleet.sealed.insert(partition, Sealed { epoch, anchor, partition: partition_, is_cut: false });
+        if let (Ok(whole), Some((anchor, behind)), Some(fleet)) = (whole, anchor, &mut self.fleet) {
+            let whole = Sealed { epoch: halving.epoch, anchor, behind, partition: Box::new(whole), is_cut: false };
+            fleet.sealed.insert(partition, whole);
         }
     }
 

@@ -16,6 +16,7 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use super::relay::ToSession;
+use super::shared_log::Walks;
 use super::{Lane, LaneMessage};
 use crate::channel::ConnectionId;
 use crate::connection::Away;
@@ -57,6 +58,8 @@ pub(super) struct Sealed {
     pub epoch: u32,
     /// Up to where its log goes.
     pub anchor: Anchor,
+    /// What it has behind its last checkpoint.
+    pub behind: usize,
     pub partition: Box<Partition>,
     /// It was a part of another one: groups know its members by that one's name.
     pub is_cut: bool,
@@ -203,6 +206,7 @@ impl Lane {
         if let Some(log) = self.shared.cluster_log.get() {
             log.release(partition);
         }
+        let behind = self.fleet.as_ref().and_then(|f| f.walks.get(&partition)).map_or(0, Walks::behind);
         let mut effects = Effects::new();
         gone.unlist(&mut effects);
         self.carry_out(&mut effects, None);
@@ -214,7 +218,7 @@ impl Lane {
         fleet.batches.insert(partition, gone.journal().batches());
         let anchor = fleet.tips.get(&partition).copied().unwrap_or_default();
         let Some(leaving) = fleet.leaving.get_mut(&partition) else { return };
-        let sealed = Sealed { epoch: leaving.epoch, anchor, partition: gone, is_cut: false };
+        let sealed = Sealed { epoch: leaving.epoch, anchor, behind, partition: gone, is_cut: false };
         if let Some(child) = leaving.child {
             leaving.parts = Some((Vec::new(), 0));
             return self.halve(partition, child, sealed, bytes);
@@ -252,13 +256,13 @@ impl Lane {
         let end = bytes.len().min(*sent + PART_BYTES);
         let part = bytes.get(*sent..end).unwrap_or_default().to_vec();
         *sent = end;
-        let anchor = fleet.sealed.get(&partition).map(|s| s.anchor);
-        let (to, epoch, anchor) = (*to, *epoch, anchor.filter(|_| end == bytes.len()));
+        let sealed = fleet.sealed.get(&partition).filter(|_| end == bytes.len()).map(|s| (s.anchor, s.behind));
+        let (to, epoch) = (*to, *epoch);
         if end == bytes.len() {
             *bytes = Vec::new();
             *sent = 0;
         }
-        self.send(to, LaneMessage::Luggage { partition, epoch, part, anchor });
+        self.send(to, LaneMessage::Luggage { partition, epoch, part, sealed });
     }
 
     /// Something of a sealed partition is still to be sent.
@@ -280,14 +284,14 @@ impl Lane {
 
     // ---- the target
 
-    pub(super) fn on_luggage(&mut self, partition: u16, epoch: u32, part: &[u8], anchor: Option<Anchor>) {
+    pub(super) fn on_luggage(&mut self, partition: u16, epoch: u32, part: &[u8], sealed: Option<(Anchor, usize)>) {
         let Some(fleet) = &mut self.fleet else { return };
         let coming = fleet.luggage.entry(partition).or_default();
         if coming.0 != epoch {
             *coming = (epoch, Vec::new());
         }
         coming.1.extend_from_slice(part);
-        let Some(anchor) = anchor else { return };
+        let Some((anchor, behind)) = sealed else { return };
         let is_owned = fleet.owners.get(usize::from(partition)).is_some_and(|o| o.epoch == epoch);
         let (_, bytes) = fleet.luggage.remove(&partition).unwrap_or_default();
         die_at("target unpacks");
@@ -298,10 +302,9 @@ impl Lane {
             Ok(unpacked) => {
                 let (sessions, bytes) = (unpacked.state().len(), bytes.len());
                 self.drop_sealed(partition);
+                let sealed = Sealed { epoch, anchor, behind, partition: Box::new(unpacked), is_cut: false };
                 if let Some(fleet) = &mut self.fleet {
-                    fleet
-                        .sealed
-                        .insert(partition, Sealed { epoch, anchor, partition: Box::new(unpacked), is_cut: false });
+                    fleet.sealed.insert(partition, sealed);
                 }
                 let told = json!({"event": "carried", "partition": partition, "epoch": epoch, "sessions": sessions,
                     "bytes": bytes});
@@ -351,7 +354,8 @@ impl Lane {
 
     fn settle_in(&mut self, partition: u16, epoch: u32) {
         let Some(fleet) = &mut self.fleet else { return };
-        let Some(Sealed { partition: mut fresh, is_cut, .. }) = fleet.sealed.remove(&partition) else { return };
+        let Some(Sealed { partition: mut fresh, behind, is_cut, .. }) = fleet.sealed.remove(&partition) else { return };
+        fleet.walks.insert(partition, Walks::begin_with(behind));
         fresh.set_next_uid(make_uid(partition, epoch, 1));
         if let Some(number) = fleet.batches.get(&partition) {
             fresh.set_next_batch(*number);

@@ -10,8 +10,10 @@ use crate::partition::{Input, Partition, Resumed, Walk};
 use crate::queue::IN_MEMORY;
 use crate::record::{Replay, next_record};
 
-/// A checkpoint begins when so much was written since the last one, and as much as that one was long.
+/// A checkpoint begins when the log has so much behind the last one, and as much as that one was long.
 const CHECKPOINT_BYTES_MIN: usize = 4 * 1024 * 1024;
+/// An append counts as so many bytes more: who inherits a log reads it append by append, and 500 of them take as long as four megabytes.
+const APPEND_BYTES: usize = 8 * 1024;
 /// Bytes of a checkpoint written in one tick.
 const WALK_BYTES: usize = 32 * 1024;
 /// Publishers wait while so much waits to be safe.
@@ -20,11 +22,23 @@ pub(super) const BACKLOG_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// How far the log of a partition is from its last checkpoint.
 #[derive(Debug, Default)]
 pub(super) struct Walks {
-    /// Bytes written since the last one began.
+    /// Written since the last one began, in bytes with [`APPEND_BYTES`] for each append.
     since: usize,
     /// How long that was.
     last: usize,
     walking: Option<Walking>,
+}
+
+impl Walks {
+    /// What the log has behind its last complete checkpoint.
+    pub fn behind(&self) -> usize {
+        self.since + self.walking.as_ref().map_or(0, |w| w.before + w.bytes)
+    }
+
+    /// The log has so much behind its last checkpoint, as another owner wrote it.
+    pub fn begin_with(behind: usize) -> Self {
+        Self { since: behind, ..Self::default() }
+    }
 }
 
 /// A checkpoint under way.
@@ -38,6 +52,8 @@ struct Walking {
     /// Where it begins.
     at: At,
     bytes: usize,
+    /// What was behind the checkpoint before it.
+    before: usize,
 }
 
 impl Lane {
@@ -49,20 +65,20 @@ impl Lane {
             let Some(partition) = partition.as_deref_mut() else { continue };
             let walks = fleet.walks.entry(number).or_default();
             if let Some(batch) = partition.take_batch() {
-                walks.since += batch.records.len();
+                walks.since += batch.records.len() + APPEND_BYTES;
                 log.append(batch.counted_from_0());
             }
             if walks.walking.is_none() && walks.since > walks.last.max(CHECKPOINT_BYTES_MIN) {
                 let first = partition.journal().batches();
-                walks.since = 0;
-                walks.walking = Some(Walking { first, end: u64::MAX, ..Walking::default() });
+                let before = std::mem::take(&mut walks.since);
+                walks.walking = Some(Walking { first, end: u64::MAX, before, ..Walking::default() });
             }
             let Some(walking) = walks.walking.as_mut().filter(|w| !w.complete) else { continue };
             walking.complete =
                 partition.walk(&mut walking.walk, &Emptied::default(), &mut Walked::default(), WALK_BYTES);
             walking.end = partition.journal().batches();
             if let Some(batch) = partition.take_batch() {
-                walking.bytes += batch.records.len();
+                walking.bytes += batch.records.len() + APPEND_BYTES;
                 log.append(batch.counted_from_0());
             }
         }
@@ -81,6 +97,7 @@ impl Lane {
             ClusterLogEvent::Again { partition } => {
                 if let Some(replay) = self.replaying(partition) {
                     **replay = Replay::with_bodies(partition);
+                    self.fleet.iter_mut().for_each(|f| drop(f.walks.remove(&partition)));
                 }
             }
             ClusterLogEvent::Fenced { partition, epoch, at, next, checkpoint } => {
@@ -132,7 +149,9 @@ impl Lane {
     fn replay(&mut self, partition: u16, appends: &[Appended]) {
         let Some(replay) = self.replaying(partition) else { return };
         let mut wrong = None;
+        let mut bytes = 0;
         for append in appends {
+            bytes += append.records.len() + APPEND_BYTES;
             let mut records = append.records.as_slice();
             loop {
                 match next_record(&mut records) {
@@ -148,6 +167,9 @@ impl Lane {
                     }
                 }
             }
+        }
+        if let Some(fleet) = &mut self.fleet {
+            fleet.walks.entry(partition).or_default().since += bytes;
         }
         if let Some((at, what)) = wrong {
             self.shared.events.damaged(&format!("log of partition {partition}, append {at}"), what);

@@ -110,8 +110,8 @@ class Cluster:
                 await check_format(self.registry)
                 self.slot = await take_slot(self.registry, self.options.name, self.node)
                 await self._read()
-                self.incarnation = max(self.incarnation, self.members.last(self.node) + 1)
-                self.lease.incarnation = self.incarnation
+                start = max(self.incarnation, self.members.last(self.node) + 1)
+                self.incarnation = self.lease.incarnation = start
                 if not self.token.secret:
                     self.log.warning("links are not encrypted: the join token is from an older release")
                 return engine_settings(self.options, self.token, self.streams, self.slot, self.incarnation)
@@ -461,19 +461,17 @@ class Cluster:
 
     async def _say_served(self) -> bool:
         """Partitions that this node serves now, into the table."""
-        if self.table is None:
-            return False
+        rows = self.table.partitions if self.table is not None else ()
         news = {
             PartitionId(p): Epoch(epoch)
             for p, epoch in self.served.items()
-            if (a := self.table.partitions[p]).epoch == epoch
-            and a.owner == self.node
-            and a.state is PartitionState.RECOVERING
+            if (a := rows[p]).epoch == epoch and a.owner == self.node and a.state is PartitionState.RECOVERING
         }
-        if news:
+        if self.table is not None and news:
+            logs = {p: log_of(self.options.name, self.streams, p, epoch) for p, epoch in news.items()}
+            await self._set_table(serving(self.table, news, logs))
             self.log.info("serves", partitions=sorted(news))
-        logs = {p: log_of(self.options.name, self.streams, p, epoch) for p, epoch in news.items()}
-        return await self._set_table(serving(self.table, news, logs)) if news else False
+        return bool(news)
 
     async def _set_members(self, made: Members) -> None:
         value = codec.pack_members(made)
