@@ -34,7 +34,7 @@ class Spreader:
         try:
             found = await leaders(cluster.registry.client, cluster.options.name, cluster.streams)
             cluster.crowded = crowded(found)
-            if cluster.acts() and self._is_calm(now_s):
+            if cluster.acts() and len(found) > cluster.streams and self._is_calm(now_s):
                 await self._hand_over(cluster.registry, found)
         except StoreError as problem:
             if str(problem) != self._refused:

@@ -20,6 +20,8 @@ from roostmq.store.nats_kv import bucket_of, connect
 SERVER_MIN = (2, 12)
 RETRY_S = 0.25
 PATIENCE_S = 30.0
+LEADER_S = 2.0
+"""A stream without a leader answers nothing."""
 NOT_FOUND = 404
 
 
@@ -78,26 +80,35 @@ async def _patiently(call: Any, config: StreamConfig) -> None:
 
 
 async def leaders(client: Client, cluster: str, streams: int) -> list[Led]:
-    """Who leads the streams of the log and the registry; one without a leader is left out. Raises as `ask`."""
-    found = []
-    for name in [f"ROOST_{cluster}_LOG_{n}" for n in range(streams)] + [f"KV_{bucket_of(cluster)}"]:
-        told = (await ask(client, f"$JS.API.STREAM.INFO.{name}", b"")).get("cluster", {})
-        if told.get("leader"):
-            others = tuple(r["name"] for r in told.get("replicas") or () if r.get("current") and not r.get("offline"))
-            found.append(Led(name, told["leader"], others))
-    return found
+    """Who leads the streams of the log and the registry; those that have no leader now are left out.
+
+    Raises UnsuitableError: it may not be asked.
+    """
+
+    async def one(name: str) -> Led | None:
+        try:
+            told = (await ask(client, f"$JS.API.STREAM.INFO.{name}", b"", patience_s=LEADER_S)).get("cluster", {})
+        except UnavailableError:
+            return None
+        others = tuple(r["name"] for r in told.get("replicas") or () if r.get("current") and not r.get("offline"))
+        return Led(name, told["leader"], others) if told.get("leader") else None
+
+    names = [f"ROOST_{cluster}_LOG_{n}" for n in range(streams)] + [f"KV_{bucket_of(cluster)}"]
+    return [led for led in await asyncio.gather(*map(one, names)) if led is not None]
 
 
 async def step_down(client: Client, stream: str, to: str) -> None:
     """Another server leads the stream from now on. Raises as `ask`."""
     wish = json.dumps({"placement": {"preferred": to}}).encode()
-    await ask(client, f"$JS.API.STREAM.LEADER.STEPDOWN.{stream}", wish)
+    await ask(client, f"$JS.API.STREAM.LEADER.STEPDOWN.{stream}", wish, patience_s=LEADER_S)
 
 
-async def ask(client: Client, subject: str, data: bytes, missing_ok: bool = False) -> dict[str, Any]:
+async def ask(
+    client: Client, subject: str, data: bytes, *, missing_ok: bool = False, patience_s: float = PATIENCE_S
+) -> dict[str, Any]:
     """An answer of JetStream; empty if there is nothing and that is fine. Raises UnsuitableError, UnavailableError."""
     try:
-        answer: dict[str, Any] = json.loads((await client.request(subject, data, timeout=PATIENCE_S)).data)
+        answer: dict[str, Any] = json.loads((await client.request(subject, data, timeout=patience_s)).data)
     except (NatsError, OSError, TimeoutError) as error:
         raise UnavailableError(f"NATS does not answer {subject}: {error!r}") from None
     problem = answer.get("error")
