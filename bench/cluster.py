@@ -69,10 +69,10 @@ def figures(count: int, seconds: float, rounds: int) -> dict[str, float]:
         for _ in range(rounds):
             for qos in (0, 1, 2):
                 words = ("pub-sub", "--publishers", str(PAIRS), "--subscribers", str(PAIRS), "--qos", str(qos))
-                step = bench(nodes, *words, "--seconds", str(seconds))
+                step = bench(nodes, *words, "--window", "100", "--seconds", str(seconds))
                 seen.setdefault(f"QoS {qos}, per second", []).append(step["per_second"])
                 seen.setdefault(f"QoS {qos}, us", []).append(step["broker"]["us_each"])
-            step = bench(nodes, "offline", "--count", "1000", "--messages", "100000", "--part", "load")
+            step = bench(nodes, "offline", "--count", "1000", "--messages", "100000")
             seen.setdefault("away, per second", []).append(step["per_second"])
     return {what: statistics.median(values) for what, values in seen.items()}
 
