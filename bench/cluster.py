@@ -72,7 +72,7 @@ def figures(count: int, seconds: float, rounds: int) -> dict[str, float]:
                 step = bench(nodes, *words, "--window", "100", "--seconds", str(seconds))
                 seen.setdefault(f"QoS {qos}, per second", []).append(step["per_second"])
                 seen.setdefault(f"QoS {qos}, us", []).append(step["broker"]["us_each"])
-            step = bench(nodes, "offline", "--count", "1000", "--messages", "100000")
+            step = bench(nodes, "offline", "--count", "1000", "--messages", "300000", "--window", "1000")
             seen.setdefault("away, per second", []).append(step["per_second"])
     return {what: statistics.median(values) for what, values in seen.items()}
 
