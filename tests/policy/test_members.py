@@ -83,7 +83,7 @@ def test_who_has_to_wait_is_told_why() -> None:
     members = votes.without(made(3), NAMES[1])
     assert votes.let_in(members, replace(wish, incarnation=1), there, owns=False) == ""
     behind = votes.let_in(members, wish, [beat(NAMES[2], read=1)], owns=False)
-    assert behind == "no majority has read members 2, of the others only: nobody"
+    assert behind == "no majority has read members 2 yet: c"
     assert votes.let_in(members, wish, there, owns=True) == "what an older start of it had has no heirs yet"
     back = votes.let_in(members, wish, there, owns=False)
     assert isinstance(back, Members)

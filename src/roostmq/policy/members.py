@@ -142,7 +142,7 @@ def joined(members: Members, member: Member) -> Members | None:
     return Members(Version(members.version + 1), nodes, past)
 
 
-def let_in(members: Members, wish: Member, beats: Iterable[Beat], *, owns: bool) -> Members | str:
+def let_in(members: Members, wish: Member, beats: Collection[Beat], *, owns: bool) -> Members | str:
     """The members with who asks to join, or why that has to wait; empty: this start of it was in already.
 
     `owns`: the table still gives something to an older start of it.
@@ -151,11 +151,9 @@ def let_in(members: Members, wish: Member, beats: Iterable[Beat], *, owns: bool)
         return "an older start of it is a member still" if wish.incarnation > members.last(wish.node) else ""
     if wish.incarnation <= members.last(wish.node):
         return ""
-    read = {b.node for b in beats if b.read >= members.version}
-    if 1 + len(read & {m.node for m in members.nodes}) < members.majority:
-        return (
-            f"no majority has read members {members.version}, of the others only: {', '.join(sorted(read)) or 'nobody'}"
-        )
+    if not read_by_majority(members, beats):
+        behind = sorted(b.node for b in beats if b.read < members.version)
+        return f"no majority has read members {members.version} yet: {', '.join(behind)}"
     if owns:
         return "what an older start of it had has no heirs yet"
     return joined(members, wish) or f"all {NODES_MAX} slots are taken"

@@ -431,8 +431,8 @@ class Cluster:
                 self.log.info("lets in", node=node, members=made.version)
                 await self._set_members(made)
                 return True
-            if made != self._held.get(node, ""):
-                self.log.info("has to wait", node=node, why=made or "no more")
+            if made and made != self._held.get(node):
+                self.log.info("has to wait", node=node, why=made)
             self._held[node] = made
         return False
 

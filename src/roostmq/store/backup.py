@@ -22,11 +22,10 @@ from nats.errors import Error as NatsError
 from roostmq.errors import UnavailableError, UnsuitableError
 from roostmq.store import codec
 from roostmq.store.access import NatsAccess
-from roostmq.store.nats_kv import NatsRegistry, bucket_of, connect
-from roostmq.store.streams import ask, settings
+from roostmq.store.nats_kv import NatsRegistry, connect
+from roostmq.store.streams import PATIENCE_S, ask, streams_of
 
 CHUNK_BYTES = 128 * 1024
-PATIENCE_S = 30.0
 TRIES = 5
 MANIFEST = "manifest.json"
 Tell = Callable[[str], None]
@@ -64,12 +63,11 @@ async def _owners(registry: NatsRegistry) -> Any:
 
 
 async def _snapshots(access: NatsAccess, cluster: str, meta: codec.Meta, folder: Path, tell: Tell) -> dict[str, Any]:
-    names = [settings(cluster, n, 1, 1).name or "" for n in range(meta.streams)] + [f"KV_{bucket_of(cluster)}"]
     folder.mkdir(parents=True, exist_ok=True)
     client = await connect(access, f"roost backup {cluster}")
     streams = []
     try:
-        for name in names:
+        for name in streams_of(cluster, meta.streams):
             streams.append(await _snapshot(client, name, folder / f"{name}.snapshot"))
             tell(f"{name}: {streams[-1]['state']['messages']} messages, {streams[-1]['bytes']} bytes")
     finally:

@@ -25,16 +25,26 @@ LEADER_S = 2.0
 NOT_FOUND = 404
 
 
+def stream_of(cluster: str, number: int) -> str:
+    """Name of a stream of the log."""
+    return f"ROOST_{cluster}_LOG_{number}"
+
+
+def streams_of(cluster: str, streams: int) -> list[str]:
+    """Names of everything that a cluster has in NATS: its logs, then the registry."""
+    return [*(stream_of(cluster, number) for number in range(streams)), f"KV_{bucket_of(cluster)}"]
+
+
 def log_of(cluster: str, streams: int, partition: PartitionId, served: Epoch) -> LogRef:
     """The log of a partition, which has obeyed this epoch."""
     number = partition % streams
-    return LogRef(f"ROOST_{cluster}_LOG_{number}", f"roost.{cluster}.log.{number}.{partition}", served)
+    return LogRef(stream_of(cluster, number), f"roost.{cluster}.log.{number}.{partition}", served)
 
 
 def settings(cluster: str, number: int, replicas: int, bytes_max: int) -> StreamConfig:
     """What a stream of the log has to be."""
     return StreamConfig(
-        name=f"ROOST_{cluster}_LOG_{number}",
+        name=stream_of(cluster, number),
         subjects=[f"roost.{cluster}.log.{number}.>"],
         storage=StorageType.FILE,
         retention=RetentionPolicy.LIMITS,
@@ -93,8 +103,8 @@ async def leaders(client: Client, cluster: str, streams: int) -> list[Led]:
         others = tuple(r["name"] for r in told.get("replicas") or () if r.get("current") and not r.get("offline"))
         return Led(name, told["leader"], others) if told.get("leader") else None
 
-    names = [f"ROOST_{cluster}_LOG_{n}" for n in range(streams)] + [f"KV_{bucket_of(cluster)}"]
-    return [led for led in await asyncio.gather(*map(one, names)) if led is not None]
+    found = await asyncio.gather(*map(one, streams_of(cluster, streams)))
+    return [led for led in found if led is not None]
 
 
 async def step_down(client: Client, stream: str, to: str) -> None:
