@@ -26,6 +26,9 @@ use crate::queue::GroupPlace;
 use crate::shared::Member;
 use crate::stats::Counter;
 
+/// Messages for which the batch of another node's lane keeps room.
+const BATCH_KEPT: usize = 1_024;
+
 /// A SUBACK that waits, in the lane that asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Question {
@@ -308,6 +311,7 @@ impl Lane {
                 None => {
                     post_to_node(&self.shared, &self.nodes, self.number, to, batch);
                     batch.clear();
+                    batch.shrink_to(BATCH_KEPT);
                 }
             }
         }

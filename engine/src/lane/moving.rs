@@ -162,8 +162,11 @@ impl Lane {
             return self.seal(partition);
         }
         let called_off = self.fleet.as_ref().and_then(|f| f.called_off.get(&partition)).copied().unwrap_or(0);
-        if waited > HALT_MS << called_off.min(HALT_DOUBLED_MAX) || !self.reaches(to) {
-            self.fleet.iter_mut().for_each(|f| *f.called_off.entry(partition).or_default() += 1);
+        let too_long = waited > HALT_MS << called_off.min(HALT_DOUBLED_MAX);
+        if too_long || !self.reaches(to) {
+            if let Some(fleet) = self.fleet.as_mut().filter(|_| too_long) {
+                fleet.called_off.insert(partition, called_off + 1);
+            }
             let why = match missing {
                 Some(place) => format!("the node in slot {} does not hold still", Ring::slot(place)),
                 None => "what it wrote was not safe in time".to_owned(),
@@ -355,7 +358,7 @@ impl Lane {
     fn settle_in(&mut self, partition: u16, epoch: u32) {
         let Some(fleet) = &mut self.fleet else { return };
         let Some(Sealed { partition: mut fresh, behind, is_cut, .. }) = fleet.sealed.remove(&partition) else { return };
-        fleet.walks.insert(partition, Walks::begin_with(behind));
+        fleet.walks.insert(partition, Walks::begin_with(behind, &fresh));
         fresh.set_next_uid(make_uid(partition, epoch, 1));
         if let Some(number) = fleet.batches.get(&partition) {
             fresh.set_next_batch(*number);

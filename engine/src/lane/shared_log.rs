@@ -6,6 +6,7 @@
 
 use super::Lane;
 use crate::log::{Anchor, Appended, At, ClusterLogEvent, Emptied, Part, Walked};
+use crate::message::Stored;
 use crate::partition::{Input, Partition, Resumed, Walk};
 use crate::queue::IN_MEMORY;
 use crate::record::{Replay, next_record};
@@ -35,9 +36,11 @@ impl Walks {
         self.since + self.walking.as_ref().map_or(0, |w| w.before + w.bytes)
     }
 
-    /// The log has so much behind its last checkpoint, as another owner wrote it.
-    pub fn begin_with(behind: usize) -> Self {
-        Self { since: behind, ..Self::default() }
+    /// The log has so much behind its last checkpoint, as another owner wrote it; a checkpoint is about as long as what it holds.
+    pub fn begin_with(behind: usize, partition: &Partition) -> Self {
+        let queued = partition.state().each().map(|(_, s)| s.queue.bytes()).sum::<usize>();
+        let retained = partition.state().retained.each().map(Stored::len).sum::<usize>();
+        Self { since: behind, last: queued + retained, walking: None }
     }
 }
 
@@ -189,6 +192,12 @@ impl Lane {
         let mut fresh = Partition::recovered(partition, self.config.rules(&self.shared), *replay, resumed);
         if let Some(number) = self.fleet.as_ref().and_then(|f| f.batches.get(&partition)) {
             fresh.set_next_batch(*number);
+        }
+        if let Some(fleet) = &mut self.fleet {
+            // what was read begins with the last checkpoint
+            let read = fleet.walks.get(&partition).map_or(0, Walks::behind);
+            let walks = Walks::begin_with(read, &fresh);
+            fleet.walks.insert(partition, Walks { since: read.saturating_sub(walks.last), ..walks });
         }
         self.take(partition, epoch, fresh);
     }
