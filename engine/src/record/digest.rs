@@ -28,14 +28,8 @@ pub fn digest(state: &State) -> u64 {
         add(&|out| out.extend_from_slice(format!("{core:?}").as_bytes()));
         for (index, e) in s.queue.iter().filter(|(_, e)| s.durable() && e.stage != Stage::Done) {
             let received = matches!(e.stage, Stage::Received | Stage::ReleaseAgain);
-            let rare =
-                e.extra.as_ref().map(|x| (&x.ids, x.group)).filter(|(ids, group)| !ids.is_empty() || group.is_some());
-            // a queue has millions of them: no text
-            add(&|out| {
-                [s.uid, index, u64::from(e.len)].iter().for_each(|n| out.extend_from_slice(&n.to_le_bytes()));
-                out.extend_from_slice(&[e.qos as u8, u8::from(e.retain), u8::from(received)]);
-                rare.iter().for_each(|rare| out.extend_from_slice(format!("{rare:?}").as_bytes()));
-            });
+            let entry = (s.uid, index, e.qos, e.retain, received, e.len, e.ids(), e.group());
+            add(&|out| out.extend_from_slice(format!("{entry:?}").as_bytes()));
         }
     }
     for message in state.retained.each().filter(|m| !crate::topic::reserved(m.view().topic)) {
