@@ -112,6 +112,8 @@ pub struct Chain {
     head: (At, Option<Mark>),
     /// Last sequence of the subject.
     expect: At,
+    /// A look goes on behind this address, as one window has not shown all; 0: it begins at the head.
+    looked: At,
     flight: Option<Flight>,
     /// A request is under way.
     busy: bool,
@@ -146,6 +148,7 @@ impl Chain {
             pushed: 0,
             head: (0, None),
             expect: 0,
+            looked: 0,
             flight: None,
             busy: true,
             misses: 0,
@@ -360,8 +363,9 @@ impl Chain {
             return self.resign(higher);
         }
         let (at, written) = self.head;
+        let from = std::mem::take(&mut self.looked);
         let there = seen.known.as_ref().and_then(|(_, what)| what.as_ref()).map(|(mark, _)| *mark);
-        if there != written {
+        if from == 0 && there != written {
             let what = if there.is_none() { "is not there any more" } else { "is not what was written" };
             return self.missed(format!("the append at {at} {what}"));
         }
@@ -378,9 +382,13 @@ impl Chain {
                 return self.damaged(format!("another process writes in epoch {} at {at}", self.epoch));
             }
         }
-        let last = seen.found.last().map_or(at, |(at, _)| *at);
+        let last = seen.found.last().map_or(at.max(from), |(at, _)| *at);
         match mine {
             Some(mine) => self.landed(mine, last),
+            None if !seen.end => {
+                self.looked = last.max(seen.upto);
+                self.look(false)
+            }
             None => {
                 self.expect = last;
                 self.busy = false;
@@ -438,7 +446,7 @@ impl Chain {
         let known = if let State::Fencing(f) = &self.state {
             if f.checked { f.upto } else { f.replay.known().at }
         } else {
-            self.head.0
+            self.head.0.max(self.looked)
         };
         vec![Action::Look { known, tries: self.tries }]
     }

@@ -67,6 +67,17 @@ fn what_a_newer_owner_gave_back_is_no_damage() {
     run(false, &choices);
 }
 
+/// Found by chance: more late appends behind an owner's own end than one window of a look shows. It looked at the same window again and
+/// again, and never saw that its append was there.
+#[test]
+fn an_end_that_is_further_than_one_window_is_found() {
+    let choices = [
+        23152, 4752, 8320, 35920, 43048, 40617, 58133, 29948, 24083, 53907, 36611, 13875, 4739, 52601, 36665, 29809,
+        2661,
+    ];
+    run(false, &choices);
+}
+
 /// A stream that is missing, or shorter than the table knows, never restarts empty (design, section 7).
 #[test]
 fn a_shorter_log_is_not_begun_again() {
