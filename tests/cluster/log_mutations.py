@@ -67,7 +67,12 @@ TAKEN = [
         "header.epoch > self.known.epoch {\n                    self",
         "header.epoch >= self.known.epoch {\n                    self",
     ),
-    Mutation("tail-check and tail-compare: the own end is not looked at", CHAIN, "if from == 0 && there != written {", "if false {"),
+    Mutation(
+        "tail-check and tail-compare: the own end is not looked at",
+        CHAIN,
+        "if from == 0 && there != written {",
+        "if false {",
+    ),
     Mutation(
         "ask-again: one leader that does not know is believed", CHAIN, "MISSES_MAX: u32 = 8", "MISSES_MAX: u32 = 1"
     ),
