@@ -7,6 +7,7 @@ released, so order is that of each QoS.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 
 import paho.mqtt.client as mqtt
@@ -15,8 +16,10 @@ QUIET_S = 0.5
 
 
 def gone(client: mqtt.Client) -> None:
+    """It says DISCONNECT, and its thread ends; that thread may take itself out of what paho is just about to join."""
     client.disconnect()
-    client.loop_stop()
+    with contextlib.suppress(AttributeError):
+        client.loop_stop()
 
 
 class Returned:

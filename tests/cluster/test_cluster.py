@@ -19,6 +19,7 @@ import paho.mqtt.client as mqtt
 import pytest
 
 from cluster.chaos import Plan, run
+from cluster.returned import gone
 from cluster.site import ClusterSite
 
 pytestmark = [pytest.mark.xdist_group("nats"), pytest.mark.timeout(300)]
@@ -85,10 +86,8 @@ async def test_subscribed_at_one_node_published_at_another(site: ClusterSite) ->
     owners = json.loads(roost("cluster", "partitions", "--json", "--admin", f"http://{first['admin']}").stdout)
     counts = sorted(sum(p["owner"] == f"n{n}" for p in owners) for n in (1, 2, 3))
     assert counts == [21, 21, 22]
-    subscriber.disconnect()
-    publisher.disconnect()
-    subscriber.loop_stop()
-    publisher.loop_stop()
+    gone(subscriber)
+    gone(publisher)
 
 
 async def test_each_node_has_its_own_sys_topics(site: ClusterSite) -> None:
@@ -103,8 +102,7 @@ async def test_each_node_has_its_own_sys_topics(site: ClusterSite) -> None:
     assert {t.split("/")[2] for t in found if t.startswith("$SYS/brokers/")} == {"n1", "n2", "n3"}
     assert found["$SYS/cluster/members/names"] == "n1 n2 n3"
     assert (found["$SYS/cluster/partitions/serving"], found["$SYS/cluster/partitions/count"]) == ("64", "64")
-    reader.disconnect()
-    reader.loop_stop()
+    gone(reader)
 
 
 async def test_of_two_nodes_the_one_that_is_left_goes_on(tmp_path: Path) -> None:
@@ -119,12 +117,10 @@ async def test_of_two_nodes_the_one_that_is_left_goes_on(tmp_path: Path) -> None
             client.on_subscribe = lambda *_, granted=granted: granted.set()
             client.subscribe("two/#", 1)
             assert granted.wait(20)
-            client.disconnect()
-            client.loop_stop()
+            gone(client)
         sender = connected(doors[0], "sender")
         sender.publish("two/x", "1", qos=1).wait_for_publish(20)
-        sender.disconnect()
-        sender.loop_stop()
+        gone(sender)
         site.kill_node(0)
         present: list[bool] = []
         got: list[bytes] = []
@@ -144,8 +140,7 @@ async def test_of_two_nodes_the_one_that_is_left_goes_on(tmp_path: Path) -> None
         assert present[:12] == [True] * 12
         assert got == [b"1"] * 12
         for client in clients:
-            client.disconnect()
-            client.loop_stop()
+            gone(client)
     finally:
         await site.stop()
 

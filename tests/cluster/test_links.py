@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.returned import gone
 from cluster.site import ClusterSite
 from cluster.test_cluster import ask, connected, roost
 from cluster.weather import both
@@ -51,8 +52,7 @@ async def test_links_speak_only_to_who_has_the_secret(tmp_path: Path) -> None:
             writers[n % 3].publish("secret/x", str(n), qos=n % 3).wait_for_publish(20)
         await until(lambda: len(got) == 30, 10)
         for client in (reader, *writers):
-            client.disconnect()
-            client.loop_stop()
+            gone(client)
         assert sorted(got) == list(range(30))
 
         members = ask(site.nodes[0]["admin"], "/api/v1/cluster")["members"]
@@ -118,8 +118,7 @@ async def test_a_pair_that_is_cut_talks_through_a_third(tmp_path: Path) -> None:
         site.go_on(2)
         await until(lambda: any("a lane was" in w for w in found(site, 2, "n3")), 10)
         for client in (reader, *writers):
-            client.disconnect()
-            client.loop_stop()
+            gone(client)
     finally:
         await site.stop()
 

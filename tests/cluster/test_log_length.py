@@ -15,12 +15,12 @@ from roostmq.store.access import NatsAccess
 from roostmq.store.nats_kv import connect
 
 pytestmark = [pytest.mark.xdist_group("nats"), pytest.mark.timeout(180)]
-EACH, STARTS = 380, 3
-APPENDS_MAX = 700
+EACH, STARTS = 280, 3
+APPENDS_MAX = 600
 
 
 async def test_appends_behind_a_checkpoint_are_counted_by_every_owner(tmp_path: Path) -> None:
-    """1,140 acknowledged messages by three starts of the owner, none of which has written enough for a checkpoint."""
+    """840 acknowledged messages by three starts of the owner, none of which has written enough for a checkpoint."""
     site = ClusterSite(tmp_path, nodes=1)
     await site.start()
     try:

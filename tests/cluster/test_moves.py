@@ -18,6 +18,7 @@ from durability.publishers import Publisher
 from durability.subscribers import Habits, Subscriber
 
 from cluster.chaos import Plan, run
+from cluster.returned import gone
 from cluster.site import ClusterSite
 from cluster.test_cluster import ask, connected, roost
 
@@ -62,8 +63,7 @@ class Stream:
     def stop(self) -> None:
         for client in (self.reader, self.writer):
             client.on_disconnect = None
-            client.disconnect()
-            client.loop_stop()
+            gone(client)
 
 
 def steady(site: ClusterSite, book: Book) -> list[Client]:
@@ -215,6 +215,5 @@ async def test_an_operator_holds_moves_takes_them_back_and_pins(tmp_path: Path) 
         assert lost == []
     finally:
         reader.on_disconnect = None
-        reader.disconnect()
-        reader.loop_stop()
+        gone(reader)
         await site.stop()

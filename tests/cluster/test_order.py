@@ -15,6 +15,7 @@ from typing import Any
 import paho.mqtt.client as mqtt
 import pytest
 
+from cluster.returned import gone
 from cluster.site import ClusterSite
 from cluster.test_cluster import connected
 from roostmq import engine
@@ -85,8 +86,7 @@ async def test_what_a_dead_owner_was_asked_goes_before_what_came_later(tmp_path:
         subscriber.on_subscribe = lambda *_: granted.set()
         subscriber.subscribe("order", 2)
         assert granted.wait(20)
-        subscriber.disconnect()
-        subscriber.loop_stop()
+        gone(subscriber)
 
         site.kill_node(0)
         early = [publisher.publish("order", str(n), qos=n % 2 + 1) for n in range(10)]

@@ -14,6 +14,7 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from cluster.returned import gone
 from cluster.site import ClusterSite
 from cluster.test_cluster import ask, connected, roost
 from roostmq import engine
@@ -61,8 +62,7 @@ class Guest:
 
     def stop(self) -> None:
         self.client.on_disconnect = None
-        self.client.disconnect()
-        self.client.loop_stop()
+        gone(self.client)
 
 
 def connections(site: ClusterSite) -> list[int]:
@@ -160,8 +160,7 @@ async def test_what_costs_most_is_spread(tmp_path: Path) -> None:
         talker.join()
         for client in busy:
             client.on_disconnect = None
-            client.disconnect()
-            client.loop_stop()
+            gone(client)
         await site.stop()
 
 

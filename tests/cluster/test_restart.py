@@ -11,6 +11,7 @@ from typing import Any
 import paho.mqtt.client as mqtt
 import pytest
 
+from cluster.returned import gone
 from cluster.site import ClusterSite
 
 pytestmark = [pytest.mark.xdist_group("nats"), pytest.mark.timeout(300)]
@@ -44,8 +45,7 @@ class Loyal:
         self.sent += 1
 
     def stop(self) -> None:
-        self.client.disconnect()
-        self.client.loop_stop()
+        gone(self.client)
 
 
 async def publish_on(writers: list[Loyal], until: asyncio.Event) -> None:

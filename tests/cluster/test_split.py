@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from cluster.chaos import Plan, run
+from cluster.returned import gone
 from cluster.site import ClusterSite
 from cluster.test_cluster import ask, connected
 
@@ -89,8 +90,7 @@ async def test_twice_as_many_partitions_and_nobody_notices(tmp_path: Path) -> No
         assert not closed
         for client in (*clients.values(), writer):
             client.on_disconnect = None
-            client.disconnect()
-            client.loop_stop()
+            gone(client)
         code, _, said = await split(site, "--to", "64")
         assert code == 1
         assert "there are 128 partitions already" in said
