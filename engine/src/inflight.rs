@@ -82,6 +82,9 @@ impl Held {
     }
 }
 
+/// Stands in a number that was given back.
+pub const RETURNED: u64 = 1 << 63;
+
 /// The numbers taken from one origin.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Window {
@@ -105,20 +108,29 @@ impl Window {
     /// Was it taken before?
     #[must_use]
     pub fn taken(&self, n: u64) -> bool {
-        n <= self.floor || self.above.contains(&n)
+        n <= self.floor || self.above.iter().any(|x| *x & !RETURNED == n)
     }
 
-    /// n was not used after all and may come again.
+    /// n was given back: it is never taken again, and whoever says it again is told so again.
     pub fn give_back(&mut self, n: u64) {
-        self.above.retain(|x| *x != n);
+        self.above.retain(|x| *x & !RETURNED != n);
+        if n > self.floor {
+            self.above.push(n | RETURNED);
+        }
+    }
+
+    /// Was it given back?
+    #[must_use]
+    pub fn returned(&self, n: u64) -> bool {
+        self.above.contains(&(n | RETURNED))
     }
 
     /// Takes n; the publisher has every answer up to `answered`.
     pub fn take(&mut self, n: u64, answered: u64) {
         self.floor = self.floor.max(answered);
         let floor = self.floor;
-        self.above.retain(|x| *x > floor);
-        if n > floor && !self.above.contains(&n) {
+        self.above.retain(|x| *x & !RETURNED > floor);
+        if !self.taken(n) {
             self.above.push(n);
         }
     }
@@ -142,6 +154,13 @@ mod tests {
         held.hold(7, held.next());
         window.take(3, held.answered());
         assert!(window.taken(1) && window.taken(2) && window.taken(3) && !window.taken(4));
+        window.give_back(3);
+        window.give_back(5);
+        window.take(5, 1);
+        assert!(window.taken(3) && window.returned(3) && window.taken(5) && window.returned(5), "never again");
+        assert!(window.taken(2) && !window.returned(2));
+        window.take(6, 3);
+        assert!(window.taken(3) && !window.returned(3) && window.returned(5));
         assert!(held.release(8) && held.release(7));
         assert_eq!((held.answered(), held.next()), (3, 4));
     }

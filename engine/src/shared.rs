@@ -2,7 +2,8 @@
 //!
 //! The group keeps each QoS 1 and 2 message until a member is done with it. Unsent, or QoS 1 unacknowledged when the
 //! member's session ends: the message goes to another member. QoS 2 never goes to another member once sent
-//! [MQTT-4.8.2-5]; refused by a member means to nobody else [MQTT-4.8.2-6]. Pure: what it decides is returned.
+//! [MQTT-4.8.2-5], which the member's side sees to; refused by a member means to nobody else [MQTT-4.8.2-6]. Pure: what it
+//! decides is returned.
 
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashSet, VecDeque};
@@ -148,13 +149,6 @@ impl Group {
         self.members.iter().filter(move |m| !(passing && m.durable)).map(|m| m.session)
     }
 
-    /// Indices of what a member has.
-    #[must_use]
-    pub fn had_by(&self, session: SessionRef) -> Vec<u64> {
-        let all = (self.base..).zip(&self.entries);
-        all.filter(|(_, e)| self.number(e, session).is_some()).map(|(index, _)| index).collect()
-    }
-
     /// A member came or went.
     pub fn set_online(&mut self, session: SessionRef, online: bool, window: u32) {
         if let Some(m) = self.member(session) {
@@ -264,23 +258,29 @@ impl Group {
     /// What the member has: to be given to it again after a restart.
     #[must_use]
     pub fn with_member(&self, session: SessionRef) -> Vec<Dispatch> {
-        let answered = self.answered();
-        let Some(m) = self.members.iter().find(|m| m.session.uid == session.uid) else { return Vec::new() };
-        let (to, id) = (m.session, m.id);
-        let mine = (self.base..).zip(&self.entries).filter_map(|(index, e)| {
-            let n = self.number(e, session)?;
-            let message = e.message.clone()?;
-            let qos = m.qos.min(message.head().qos);
-            Some(Dispatch { to, index, n, answered, message, qos, id })
-        });
-        mine.collect()
+        self.given_again(&|with, member| member.is_some() && with.uid == session.uid)
     }
 
-    fn number(&self, e: &Entry, with: SessionRef) -> Option<u64> {
-        match e.place {
-            Place::With { session, n } if session.uid == with.uid => Some(n),
-            _ => None,
-        }
+    /// What sessions of a partition have; of those that are no members only with `strangers`.
+    #[must_use]
+    pub fn with_partition(&self, partition: u16, strangers: bool) -> Vec<Dispatch> {
+        self.given_again(&|with, member| match member {
+            Some(m) => m.session.partition == partition,
+            None => strangers && with.partition == partition,
+        })
+    }
+
+    fn given_again(&self, wanted: &dyn Fn(SessionRef, Option<&Member>) -> bool) -> Vec<Dispatch> {
+        let answered = self.answered();
+        let all = (self.base..).zip(&self.entries).filter_map(|(index, e)| {
+            let Place::With { session, n } = e.place else { return None };
+            let member = self.members.iter().find(|m| m.session.uid == session.uid);
+            let message = e.message.clone().filter(|_| wanted(session, member))?;
+            let (to, id) = member.map_or((session, 0), |m| (m.session, m.id));
+            let qos = member.map_or(QoS::ExactlyOnce, |m| m.qos).min(message.head().qos);
+            Some(Dispatch { to, index, n, answered, message, qos, id })
+        });
+        all.collect()
     }
 
     /// Messages with sessions that are not members: they will not come back. Index, and whether another may have it.
@@ -293,19 +293,12 @@ impl Group {
         lost.map(|(index, e)| (index, e.message.as_ref().map(|m| m.head().qos) != Some(QoS::ExactlyOnce))).collect()
     }
 
-    /// Has this member this message?
+    /// Has this member this message, under this number?
     #[must_use]
-    pub fn is_with(&self, session: SessionRef, index: u64) -> bool {
+    pub fn is_with(&self, member: SessionRef, index: u64, number: u64) -> bool {
         let at = index.checked_sub(self.base).and_then(|at| usize::try_from(at).ok());
-        at.and_then(|at| self.entries.get(at)).is_some_and(|e| self.number(e, session).is_some())
-    }
-
-    /// May a message that its member cannot finish go to another one? `sent` says whether it had left [MQTT-4.8.2-5].
-    #[must_use]
-    pub fn may_return(&mut self, index: u64, sent: bool) -> bool {
-        let exactly_once =
-            self.entry(index).and_then(|e| e.message.as_ref()).map(|m| m.head().qos) == Some(QoS::ExactlyOnce);
-        !(sent && exactly_once)
+        at.and_then(|at| self.entries.get(at))
+            .is_some_and(|e| matches!(e.place, Place::With { session, n } if session.uid == member.uid && n == number))
     }
 
     /// The message waits again.
@@ -377,8 +370,7 @@ mod tests {
         Stored::new(&Message { head: Head { qos, ..Head::default() }, topic: "t", props: &[], payload: b"x" })
     }
 
-    /// Section 4.8.2: every message to one member; a member without room is passed over; unfinished QoS 1 comes back,
-    /// sent QoS 2 never does [MQTT-4.8.2-5].
+    /// Section 4.8.2: every message to one member; a member without room is passed over; what is given back goes to another.
     #[test]
     fn one_member_each_and_back() {
         let mut g = Group::default();
@@ -399,7 +391,7 @@ mod tests {
         g.finish(one.index);
         let three = next(&mut g).unwrap();
         assert_eq!(three.to, one.to);
-        assert!(g.may_return(two.index, true), "QoS 1 unacknowledged comes back");
+        assert!(g.is_with(two.to, two.index, two.n) && !g.is_with(two.to, two.index, one.n));
         g.take_back(two.index);
         g.leave(two.to);
         g.finish(three.index);
@@ -409,7 +401,6 @@ mod tests {
         g.put(3, message(QoS::ExactlyOnce));
         let exact = next(&mut g).unwrap();
         assert_eq!(exact.answered, 4);
-        assert!(!g.may_return(exact.index, true), "QoS 2 never goes to another");
         assert_eq!(g.with_member(exact.to).len(), 1, "after a restart it is given to the same member");
         g.finish(exact.index);
         assert_eq!((g.waiting(), g.bytes(), g.next_index()), (0, 0, 4));

@@ -59,7 +59,7 @@ CONFIGS = {
         Shares,
         dict(K=1, F=2, exactly=True, apart=True),
         dict(),
-        "given-before-dispatch member-knows-origin given-again finished-answers-again return-untakes "
+        "given-before-dispatch member-knows-origin given-again finished-answers-again returned-answers-again "
         "recovered-counts-as-sent",
     ),
     "share-together": (Shares, dict(K=2, F=1, exactly=True, apart=False), dict(K=1, F=2), "dispatch-number-not-reused"),

@@ -33,7 +33,7 @@ RULES = {
     "member-knows-origin": "a member's partition drops a group's message that it has taken",
     "given-again": "after a restart a group gives to the same member what it had given to it",
     "finished-answers-again": "a message given again that the member has finished is reported as done again",
-    "return-untakes": "what a member returns unsent it may be given again: the record of the return takes it out of the window",
+    "returned-answers-again": "what a member returned and is given again under its number is returned again: the window knows that",
     "recovered-counts-as-sent": "after a restart everything in a member's queue counts as sent",
     "dispatch-number-not-reused": "each giving has its own number, above every one ever given, on disk with the group",
     "index-not-reused": "an index goes on above every one ever used, also when a slice finds the queue empty",

@@ -34,8 +34,10 @@ class Shares(Machine):
             case "Acknowledged" | "Returned" as kind, z, j:
                 n = next((n for k, n, _ in queues[z] if k == j), None)
                 queues = tuple(tuple(e for e in q if e[0] != j) if z == y else q for y, q in enumerate(queues))
-                if kind == "Returned" and "return-untakes" in self.on:
-                    taken -= {(self.lane(z), n)}
+                if kind == "Returned" and "returned-answers-again" in self.on:
+                    taken |= {(self.lane(z), -n)}
+            case "NotTaken", z, n:
+                taken |= {(self.lane(z), n), (self.lane(z), -n)}
         return entries, index, queues, top, taken, last
 
     def moves(self, w):
@@ -77,10 +79,13 @@ class Shares(Machine):
     def take(self, w, mail):
         z, n, m = mail
         w.down = self.without(w.down, mail)
-        if (self.lane(z), n) in w.mem[4] and "member-knows-origin" in self.on:
+        if (self.lane(z), -n) in w.mem[4]:
+            w.up += ((z, n, "back"),)
+        elif (self.lane(z), n) in w.mem[4] and "member-knows-origin" in self.on:
             if all(n != k for _, k, _ in w.mem[2][z]) and "finished-answers-again" in self.on:
                 w.up += ((z, n, "done"),)
         elif z not in w.online:
+            self.write(w, self.lane(z), ("NotTaken", z, n))
             w.up += ((z, n, "back"),)
         else:
             self.write(w, self.lane(z), ("Taken", z, w.mem[3], n, m))

@@ -66,8 +66,11 @@ impl Lane {
             Effect::GroupDone { place, session } => {
                 self.convey(place.partition, Conveyed::GroupDone { place, session });
             }
-            Effect::GroupReturn { place, session, sent } => {
-                self.convey(place.partition, Conveyed::GroupReturn { place, session, sent });
+            Effect::GroupReturn { place, session } => {
+                self.convey(place.partition, Conveyed::GroupReturn { place, session });
+            }
+            Effect::GroupAsk { group, session } => {
+                self.convey(session.partition, Conveyed::GroupAsk { group, session });
             }
             Effect::Dispatch(dispatched) => self.convey(dispatched.to.partition, Conveyed::Dispatch(dispatched)),
             Effect::Fetch { session, wanted } => {

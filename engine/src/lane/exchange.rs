@@ -45,8 +45,9 @@ pub enum Conveyed {
     GroupLeave { group: Box<str>, session: SessionRef },
     GroupOnline { group: Box<str>, session: SessionRef, online: bool, window: u32 },
     GroupDone { place: GroupPlace, session: SessionRef },
-    GroupReturn { place: GroupPlace, session: SessionRef, sent: bool },
+    GroupReturn { place: GroupPlace, session: SessionRef },
     Dispatch(Dispatched),
+    GroupAsk { group: Box<str>, session: SessionRef },
 }
 
 /// A question for the retained messages that a filter matches.
@@ -471,9 +472,8 @@ impl Lane {
                 Input::GroupOnline { group, session: *session, online: *online, window: *window }
             }
             Conveyed::GroupDone { place, session } => Input::GroupDone { place: *place, session: *session },
-            Conveyed::GroupReturn { place, session, sent } => {
-                Input::GroupReturn { place: *place, session: *session, sent: *sent }
-            }
+            Conveyed::GroupReturn { place, session } => Input::GroupReturn { place: *place, session: *session },
+            Conveyed::GroupAsk { group, session } => Input::GroupAsk { group, session: *session },
             Conveyed::Dispatch(dispatched) => Input::Dispatch(dispatched.clone()),
         };
         self.step(partition, input, None);

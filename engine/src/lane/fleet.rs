@@ -51,6 +51,8 @@ pub(super) struct Fleet {
     pub asks: u64,
     /// Partitions that are on their way to this lane.
     pub taking: BTreeMap<u16, Taking>,
+    /// Partitions that somebody has begun to speak for who knows only their logs, and when.
+    pub heirs: Vec<(u64, u16)>,
     /// By partition of this lane: the version of its interest that speaks for it.
     pub since: HashMap<u16, u64>,
     /// Partitions that this lane has given away, with the version of its interest that says so.

@@ -249,7 +249,7 @@ impl Lane {
                     return None;
                 }
             }
-            Conveyed::Dispatch(_) => {}
+            Conveyed::Dispatch(_) | Conveyed::GroupAsk { .. } => {}
         }
         Some(what)
     }

@@ -377,6 +377,7 @@ impl Lane {
             self.join_from(partition);
         }
         self.speak_for(partition, epoch, true);
+        self.ask_late_heirs(partition);
         die_at("target speaks");
     }
 

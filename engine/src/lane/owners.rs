@@ -18,6 +18,8 @@ use crate::session::Attach;
 const PARKED_MS: u64 = 5_000;
 /// Members of shared groups that were elsewhere have joined again by then.
 const SETTLE_MS: u64 = 5_000;
+/// Moves that were under way when a partition got another owner have ended by then.
+const HEIR_MS: u64 = 60_000;
 /// So many partitions that were given away are remembered.
 const GIVEN_MAX: usize = 4_096;
 
@@ -163,7 +165,32 @@ impl Lane {
         self.thaw();
         if !self.end_halt(partition, epoch, place, carried) {
             self.join_again(partition);
+            let now_ms = self.now_ms;
+            if let Some(fleet) = &mut self.fleet {
+                fleet.heirs.retain(|(at, _)| now_ms < at + HEIR_MS);
+                fleet.heirs.push((now_ms, partition));
+            }
+            self.ask_heirs(&[partition], None);
         }
+    }
+
+    /// Groups here, or those of one partition, ask who owns these now what became of what their sessions had.
+    fn ask_heirs(&mut self, heirs: &[u16], only: Option<u16>) {
+        let (now_ms, ring) = (self.now_ms, self.shared.ring.clone());
+        let strangers = ring.partitions() == ring.roots();
+        let mut effects = self.spare_effects.pop().unwrap_or_default();
+        let all = (0..).zip(&mut self.partitions).filter(|(number, _)| only.is_none_or(|only| only == *number));
+        for p in all.filter_map(|(_, p)| p.as_deref_mut()) {
+            heirs.iter().for_each(|heir| p.ask_heir(now_ms, *heir, strangers, &mut effects));
+        }
+        self.carry_out(&mut effects, None);
+        self.spare_effects.push(effects);
+    }
+
+    /// A partition that has moved here may have left while one of these had no owner.
+    pub(super) fn ask_late_heirs(&mut self, partition: u16) {
+        let heirs: Vec<u16> = self.fleet.iter().flat_map(|f| f.heirs.iter().map(|(_, p)| *p)).collect();
+        self.ask_heirs(&heirs, Some(partition));
     }
 
     /// Sessions of this lane join the groups of a partition that has another owner now.

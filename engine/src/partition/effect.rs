@@ -134,6 +134,11 @@ pub enum Effect {
         group: Box<str>,
         session: SessionRef,
     },
+    /// Is this session still a member? If not, it says that it leaves.
+    GroupAsk {
+        group: Box<str>,
+        session: SessionRef,
+    },
     GroupOnline {
         group: Box<str>,
         session: SessionRef,
@@ -147,7 +152,6 @@ pub enum Effect {
     GroupReturn {
         place: GroupPlace,
         session: SessionRef,
-        sent: bool,
     },
     /// A group's message for a member.
     Dispatch(Dispatched),

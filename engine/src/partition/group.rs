@@ -123,9 +123,10 @@ impl Partition {
         }
     }
 
+    /// A group hears only of the number under which it gave the message last.
     fn group_has(&self, place: GroupPlace, session: SessionRef) -> Option<bool> {
         let group = self.state.group(place.uid)?;
-        group.is_with(session, place.index).then_some(group.logged)
+        group.is_with(session, place.index, place.n).then_some(group.logged)
     }
 
     pub(super) fn group_done(&mut self, place: GroupPlace, session: SessionRef, out: &mut Effects) {
@@ -134,13 +135,25 @@ impl Partition {
         self.group_pump(place.uid, out);
     }
 
-    pub(super) fn group_return(&mut self, place: GroupPlace, session: SessionRef, sent: bool, out: &mut Effects) {
+    pub(super) fn group_return(&mut self, place: GroupPlace, session: SessionRef, out: &mut Effects) {
         let Some(logged) = self.group_has(place, session) else { return };
         let GroupPlace { uid, index, .. } = place;
-        let may = self.state.group_mut(uid).is_some_and(|g| g.may_return(index, sent));
-        let record = if may { Record::GroupReturned { uid, index } } else { Record::GroupDone { uid, index } };
-        self.commit(logged, record);
+        self.commit(logged, Record::GroupReturned { uid, index });
         self.group_pump(uid, out);
+    }
+
+    /// Somebody else speaks for a partition, who knows what its log says: all that its sessions had is given to them again, and
+    /// members are asked whether they still are. `strangers` says that sessions that are no members are where they were named.
+    pub fn ask_heir(&mut self, now_ms: u64, heir: u16, strangers: bool, out: &mut Effects) {
+        self.now_ms = now_ms;
+        let groups: Vec<u64> = self.state.groups().map(|g| g.uid).collect();
+        for uid in groups {
+            let Some(group) = self.state.group(uid) else { continue };
+            let members = group.sessions(false).filter(|s| s.partition == heir);
+            out.extend(members.map(|session| Effect::GroupAsk { group: group.name.clone(), session }));
+            let had = group.with_partition(heir, strangers);
+            had.into_iter().for_each(|d| self.group_send(uid, d, out));
+        }
     }
 
     /// A message for a group: QoS 0 to the next member, others into the group's queue. True if it must be safe.
@@ -238,7 +251,7 @@ impl Partition {
         self.give_back(slot, out, |stage| stage == Stage::Waiting);
     }
 
-    /// When the session ends everything unfinished goes back.
+    /// When the session ends everything unfinished goes back, but not what was sent at QoS 2 [MQTT-4.8.2-5].
     pub(super) fn return_all(&mut self, slot: u32, out: &mut Effects) {
         self.give_back(slot, out, |_| true);
     }
@@ -251,11 +264,47 @@ impl Partition {
             .queue
             .iter()
             .filter(|(_, e)| wanted(e.stage))
-            .filter_map(|(i, e)| Some((i, e.group()?, e.stage != Stage::Waiting)))
+            .filter_map(|(i, e)| Some((i, e.group()?, e.stage != Stage::Waiting && e.qos == QoS::ExactlyOnce)))
             .collect();
-        for (index, place, sent) in back {
-            out.push(Effect::GroupReturn { place, session, sent });
-            self.commit(durable, Record::GivenBack { slot, index, group: place.uid, n: place.n });
+        for (index, place, over) in back {
+            if over {
+                out.push(Effect::GroupDone { place, session });
+            } else {
+                self.commit(durable, Record::GivenBack { slot, index, group: place.uid, n: place.n });
+                self.when_safe(Effect::GroupReturn { place, session }, out);
+            }
+        }
+    }
+
+    /// A message comes again, or to nobody: the group is told what became of it. Else it is this partition's to take.
+    pub(super) fn is_settled(&mut self, place: GroupPlace, to: SessionRef, out: &mut Effects) -> bool {
+        let origin = Origin { uid: place.uid, n: place.n, answered: 0 };
+        if self.state.returned(origin) {
+            self.when_safe(Effect::GroupReturn { place, session: to }, out);
+            return true;
+        }
+        if !self.state.taken(origin) {
+            return false;
+        }
+        // the member has it still, or is done with it
+        let has = self.session(to).is_some_and(|s| s.queue.iter().any(|(_, e)| e.group() == Some(place)));
+        if !has {
+            out.push(Effect::GroupDone { place, session: to });
+        }
+        true
+    }
+
+    /// Nobody is here to take it. Whoever owns this partition next must know that it went back.
+    pub(super) fn not_taken(&mut self, place: GroupPlace, to: SessionRef, out: &mut Effects) {
+        self.commit(true, Record::NotTaken { group: place.uid, n: place.n });
+        self.when_safe(Effect::GroupReturn { place, session: to }, out);
+    }
+
+    /// Is this session still a member?
+    pub(super) fn group_asks(&self, group: &str, session: SessionRef, out: &mut Effects) {
+        let is_one = |filter: &str| super::subscribe::group_name(filter) == Some(group);
+        if !self.session(session).is_some_and(|s| s.subscriptions.keys().any(|f| is_one(f))) {
+            out.push(Effect::GroupLeave { group: group.into(), session });
         }
     }
 }

@@ -17,6 +17,8 @@ mod subscribe;
 mod walk;
 
 #[cfg(test)]
+mod group_tests;
+#[cfg(test)]
 mod tests;
 
 use serde::{Deserialize, Serialize};
@@ -182,6 +184,10 @@ pub enum Input<'a> {
         group: &'a str,
         session: SessionRef,
     },
+    GroupAsk {
+        group: &'a str,
+        session: SessionRef,
+    },
     GroupOnline {
         group: &'a str,
         session: SessionRef,
@@ -195,7 +201,6 @@ pub enum Input<'a> {
     GroupReturn {
         place: GroupPlace,
         session: SessionRef,
-        sent: bool,
     },
     /// A group's message for this session.
     Dispatch(Dispatched),
@@ -291,7 +296,7 @@ impl Partition {
                 self.group_online(group, session, online, window, out);
             }
             Input::GroupDone { place, session } => self.group_done(place, session, out),
-            Input::GroupReturn { place, session, sent } => self.group_return(place, session, sent, out),
+            Input::GroupReturn { place, session } => self.group_return(place, session, out),
             Input::Dispatch(dispatched) => self.dispatch(dispatched, out),
             Input::Safe { number, up_to, address } => self.made_safe(number, up_to, address, out),
             Input::Tick => self.tick(out),
@@ -305,6 +310,7 @@ impl Partition {
             Input::Fence { question } => self.when_safe(Effect::Fenced { question }, out),
             Input::Fetched { session, bodies } => self.fetched(session, bodies, out),
             Input::GroupsSettled => self.groups_settled(out),
+            Input::GroupAsk { group, session } => self.group_asks(group, session, out),
             Input::ForgetOrigin { uid } => self.forget_origin(uid),
             _ => {}
         }

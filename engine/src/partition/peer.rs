@@ -3,6 +3,7 @@
 
 use super::{Effect, Effects, Partition, Subscriber};
 use crate::channel::{SessionRef, Token};
+use crate::codec::QoS;
 use crate::queue::GroupPlace;
 use crate::shared::Member;
 use crate::tree::Keyed;
@@ -76,10 +77,15 @@ impl Partition {
             let logged = self.journal.on;
             let lost: Vec<SessionRef> = group.sessions(logged).filter(|s| gone(s.partition)).collect();
             for session in lost {
-                let had: Vec<u64> = self.state.group(uid).map(|g| g.had_by(session)).unwrap_or_default();
-                for index in had {
-                    let place = GroupPlace { partition: self.number, uid, index, n: 0 };
-                    self.group_return(place, session, true, out);
+                let had = self.state.group(uid).map(|g| g.with_member(session)).unwrap_or_default();
+                for d in had {
+                    let place = GroupPlace { partition: self.number, uid, index: d.index, n: d.n };
+                    // it may have been sent
+                    if d.qos == QoS::ExactlyOnce {
+                        self.group_done(place, session, out);
+                    } else {
+                        self.group_return(place, session, out);
+                    }
                 }
                 self.group_leave(&name, session, out);
             }

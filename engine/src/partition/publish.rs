@@ -231,17 +231,13 @@ impl Partition {
     /// A group's message for one of its members.
     pub(super) fn dispatch(&mut self, d: Dispatched, out: &mut Effects) {
         let Dispatched { to, place, origin, message, qos, id } = d;
-        let Some(s) = self.session(to) else {
-            return out.extend(place.map(|place| Effect::GroupReturn { place, session: to, sent: false }));
-        };
-        let (channel, durable) = (s.channel, s.durable());
-        if let Some(place) = place.filter(|_| self.state.taken(origin)) {
-            // given again after a restart: the member has it still, or is done with it
-            if !s.queue.iter().any(|(_, e)| e.group() == Some(place)) {
-                out.push(Effect::GroupDone { place, session: to });
-            }
+        if place.is_some_and(|place| self.is_settled(place, to, out)) {
             return;
         }
+        let Some(s) = self.session(to) else {
+            return place.into_iter().for_each(|place| self.not_taken(place, to, out));
+        };
+        let (channel, durable) = (s.channel, s.durable());
         if !s.rules.allow_all() && !s.rules.may(Action::Deliver, message.view().topic) {
             self.dropped(to.slot, message.view().topic, qos, DropReason::NotAuthorized, out);
             return out.extend(place.map(|place| Effect::GroupDone { place, session: to }));
@@ -258,7 +254,7 @@ impl Partition {
                 self.commit(durable, Record::Enqueued { message: &message, origin, to: std::slice::from_ref(&d) });
                 self.pump(slot, out);
             }
-            (None, Some(place)) => out.push(Effect::GroupReturn { place, session: to, sent: false }),
+            (None, Some(place)) => self.not_taken(place, to, out),
             (None, None) => {}
         }
     }

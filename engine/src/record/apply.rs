@@ -99,6 +99,12 @@ impl State {
         origin.n != 0 && self.origins.get(&origin.uid).is_some_and(|w| w.taken(origin.n))
     }
 
+    /// Was this message of a group given back before?
+    #[must_use]
+    pub fn returned(&self, origin: Origin) -> bool {
+        self.origins.get(&origin.uid).is_some_and(|w| w.returned(origin.n))
+    }
+
     /// Origins with what was taken of them.
     pub fn origins(&self) -> impl Iterator<Item = (u64, &Window)> {
         self.origins.iter().map(|(uid, w)| (*uid, w))
@@ -188,11 +194,10 @@ impl State {
             | Record::GroupGiven { .. }
             | Record::GroupReturned { .. }
             | Record::GroupDone { .. } => self.change_group(&record),
+            Record::NotTaken { group, n } => self.origins.entry(group).or_default().give_back(n),
             other => {
                 if let Record::GivenBack { group, n, .. } = &other {
-                    if let Some(window) = self.origins.get_mut(group) {
-                        window.give_back(*n);
-                    }
+                    self.origins.entry(*group).or_default().give_back(*n);
                 }
                 if let Some(session) = other.slot().and_then(|slot| self.session_mut(slot)) {
                     change(session, other);

@@ -123,6 +123,11 @@ fn group(record: &Record<'_>, w: &mut Writer<'_>) {
             w.v(*n);
             w.foreign(*member);
         }
+        Record::NotTaken { group, n } => {
+            w.u8(kind::NOT_TAKEN);
+            w.foreign(*group);
+            w.v(*n);
+        }
         Record::GroupReturned { uid, index } => indexed(w, kind::GROUP_RETURNED, *uid, *index),
         Record::GroupDone { uid, index } => indexed(w, kind::GROUP_DONE, *uid, *index),
         _ => {}

@@ -91,10 +91,15 @@ pub enum Record<'a> {
         slot: u32,
         index: u64,
     },
-    /// A group's message that its member gives back: unlike a finished one it may come again under its number.
+    /// A group's message that its member gives back: unlike a finished one it is told to be so when it comes again.
     GivenBack {
         slot: u32,
         index: u64,
+        group: u64,
+        n: u64,
+    },
+    /// The same of a message that has never come into a queue.
+    NotTaken {
         group: u64,
         n: u64,
     },

@@ -158,6 +158,7 @@ impl Replay {
     fn group(&mut self, kind: u8, mut r: Reader<'_>) -> Result {
         let uid = match kind {
             kind::GROUP_OPENED..=kind::GROUP_DONE => r.uid(self.partition)?,
+            kind::NOT_TAKEN => return Ok(self.apply(Record::NotTaken { group: r.foreign()?, n: r.v()? })),
             _ => return Err(WireError("unknown kind of record")),
         };
         self.last_uid = self.last_uid.max(uid);

@@ -35,6 +35,7 @@ pub mod kind {
     pub const GROUP_RETURNED: u8 = 27;
     pub const GROUP_DONE: u8 = 28;
     pub const GIVEN_BACK: u8 = 29;
+    pub const NOT_TAKEN: u8 = 30;
 }
 
 const NUMBER_BITS: u32 = 28;

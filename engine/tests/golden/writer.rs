@@ -131,8 +131,8 @@ impl Broker {
                 Effect::GroupDone { place, session } => {
                     self.step(place.partition, Input::GroupDone { place, session });
                 }
-                Effect::GroupReturn { place, session, sent } => {
-                    self.step(place.partition, Input::GroupReturn { place, session, sent });
+                Effect::GroupReturn { place, session } => {
+                    self.step(place.partition, Input::GroupReturn { place, session });
                 }
                 Effect::Dispatch(d) => self.step(d.to.partition, Input::Dispatch(d)),
                 Effect::ForgetOrigin { uid } => (0..PARTITIONS).for_each(|p| self.step(p, Input::ForgetOrigin { uid })),
