@@ -83,7 +83,7 @@ impl Held {
 }
 
 /// Stands in a number that was given back.
-pub const RETURNED: u64 = 1 << 63;
+const RETURNED: u64 = 1 << 63;
 
 /// The numbers taken from one origin.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

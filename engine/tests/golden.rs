@@ -13,11 +13,12 @@ use std::sync::Arc;
 use roostmq_engine::channel::{ConnectionId, SessionRef, Token};
 use roostmq_engine::codec::{AckKind, QoS, Reason};
 use roostmq_engine::log::{Directory, Disk, Emptying, Identity, Piece, Storage, Walked, Writer, scan};
-use roostmq_engine::message::{Head, Inbound, Message, Origin};
+use roostmq_engine::message::{Head, Inbound, Message, Origin, Stored};
 use roostmq_engine::partition::{
-    Ask, BodyCache, Effect, Effects, Ending, Input, Match, Partition, Resumed, Rules, Target, Walk,
+    Ask, BodyCache, Dispatched, Effect, Effects, Ending, Input, Match, Partition, Resumed, Rules, Target, Walk,
 };
 use roostmq_engine::port::{Engine, export, inspect, verify};
+use roostmq_engine::queue::GroupPlace;
 use roostmq_engine::record::Replay;
 use roostmq_engine::ring::{Ring, siphash};
 use roostmq_engine::session::{Attach, NEVER, Subscription, Will};

@@ -228,6 +228,15 @@ impl Broker {
         self.publish(partition, &[(slot, true)], &filter.replace('#', "x"), payload, origin);
     }
 
+    /// A group's message for somebody who has just gone.
+    fn dispatch_late(&mut self, c: &Client, group: u64) {
+        let (head, props) = self.head(b"late", QoS::ExactlyOnce, Origin::default());
+        let message = Stored::new(&Message { head, topic: "t", props, payload: b"late" });
+        let (origin, place) = (Origin { uid: group, n: 9, answered: 0 }, GroupPlace { partition: 0, uid: group, index: 9, n: 9 });
+        let d = Dispatched { to: c.session, place: Some(place), origin, message, qos: QoS::ExactlyOnce, id: 0 };
+        self.step(c.session.partition, Input::Dispatch(d));
+    }
+
     fn retain(&mut self, topic: &str, payload: &[u8]) {
         let (head, props) = self.head(payload, QoS::AtLeastOnce, Origin::default());
         let message = Inbound::new(Message { head, topic, props, payload });
@@ -312,6 +321,7 @@ impl Broker {
         }
         self.detach(&other, false, None);
         self.publish_to_group(&group, b"one more", Origin::default());
+        self.dispatch_late(&other, publisher.session.uid);
         self.write();
         let again = self.attach(&other.name, 7_200, true, 1);
         self.detach(&again, true, None);
