@@ -283,14 +283,10 @@ impl Group {
         all.collect()
     }
 
-    /// Messages with sessions that are not members: they will not come back. Index, and whether another may have it.
+    /// Messages with sessions that are not members.
     #[must_use]
-    pub fn stranded(&self) -> Vec<(u64, bool)> {
-        let lost = (self.base..).zip(&self.entries).filter(|(_, e)| match e.place {
-            Place::With { session, .. } => !self.members.iter().any(|m| m.session.uid == session.uid),
-            _ => false,
-        });
-        lost.map(|(index, e)| (index, e.message.as_ref().map(|m| m.head().qos) != Some(QoS::ExactlyOnce))).collect()
+    pub fn with_strangers(&self) -> Vec<Dispatch> {
+        self.given_again(&|_, member| member.is_none())
     }
 
     /// Has this member this message, under this number?

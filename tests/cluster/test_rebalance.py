@@ -147,8 +147,7 @@ async def test_what_costs_most_is_spread(tmp_path: Path) -> None:
         assert done.returncode == 0, done
         told = json.loads(done.stdout)
         assert told["cpu"]["before"] > told["cpu"]["after"] >= 1.0, told
-        gone = [m for m in told["moves"] if m["partition"] in hot]
-        assert gone, told
+        assert any(m["partition"] in hot for m in told["moves"]), told
         after = ask(site.nodes[0]["admin"], "/api/v1/cluster")["partitions"]
         assert all(after[m["partition"]]["owner"] == m["to"] for m in told["moves"])
         assert ask(site.nodes[0]["admin"], "/api/v1/cluster/moves")["pins"] == {}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import platformdirs
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roostmq.adapters.config_file import Overrides, load, override, place
@@ -186,6 +186,7 @@ configs = st.builds(
 )
 
 
+@settings(max_examples=40)
 @given(configs)
 def test_toml_round_trip(config):
     assert toml(to_toml(config)) == config

@@ -24,6 +24,10 @@ def test_members_and_tables_come_back(names: list[str], incarnation: int) -> Non
     assert codec.unpack_members(codec.pack_members(members)) == members
     table = placed(nodes)
     assert codec.unpack_table(codec.pack_table(table)) == table
+
+
+def test_a_large_table_is_small() -> None:
+    nodes = tuple(member(name) for name in "abcd")
     assert len(codec.pack_table(placed(nodes, 1024))) < 64 * 1024
 
 

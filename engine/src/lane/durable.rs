@@ -103,7 +103,7 @@ impl Lane {
         }
         if phase == 0 {
             for number in 0..self.shared.ring.partitions() {
-                self.step(number, Input::GroupsSettled, None);
+                self.step(number, Input::GroupsSettled { found: true }, None);
             }
             self.work();
             return self.finish_phase(1);

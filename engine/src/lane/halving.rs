@@ -249,6 +249,11 @@ impl Lane {
                     return None;
                 }
             }
+            // the session may live in what was cut off, which the group has not heard yet: nobody says that it leaves
+            Conveyed::GroupAsk { session, .. } if ring.children(partition).next().is_some() => {
+                let here = self.partitions.get(usize::from(partition)).and_then(|p| p.as_deref());
+                here.filter(|p| p.session(*session).is_some())?;
+            }
             Conveyed::Dispatch(_) | Conveyed::GroupAsk { .. } => {}
         }
         Some(what)

@@ -393,7 +393,8 @@ impl Lane {
             due
         };
         for partition in self.fleet.as_mut().map(due).unwrap_or_default() {
-            self.step(partition, Input::GroupsSettled, None);
+            let found = self.shared.ring.partitions() == self.shared.ring.roots();
+            self.step(partition, Input::GroupsSettled { found }, None);
         }
     }
 

@@ -104,8 +104,9 @@ impl Partition {
         self.group_pump(uid, out);
     }
 
-    /// After a restart: what was given to sessions that are members no longer waits for others, or is over (QoS 2).
-    pub(super) fn groups_settled(&mut self, out: &mut Effects) {
+    /// After a restart, of what was given to sessions that are no members: they are asked if they are `found` where they were
+    /// named, else it waits for others, or is over (QoS 2).
+    pub(super) fn groups_settled(&mut self, found: bool, out: &mut Effects) {
         let groups: Vec<u64> = self.state.groups().map(|g| g.uid).collect();
         for uid in groups {
             let Some(group) = self.state.group(uid) else { continue };
@@ -114,10 +115,13 @@ impl Partition {
                 continue;
             }
             let logged = group.logged;
-            for (index, may_return) in group.stranded() {
-                let record =
-                    if may_return { Record::GroupReturned { uid, index } } else { Record::GroupDone { uid, index } };
-                self.commit(logged, record);
+            for d in group.with_strangers() {
+                let index = d.index;
+                match d.qos {
+                    _ if found => self.group_send(uid, d, out),
+                    QoS::ExactlyOnce => drop(self.commit(logged, Record::GroupDone { uid, index })),
+                    _ => drop(self.commit(logged, Record::GroupReturned { uid, index })),
+                }
             }
             self.group_pump(uid, out);
         }

@@ -25,11 +25,12 @@ enum Act {
     Mail(usize, usize),
     Connect(usize),
     Cut(usize),
+    End(usize),
     Answer(usize),
     Die { who: usize, kept: usize, mail: bool },
 }
 
-fn act() -> impl Strategy<Value = Act> {
+fn act(ends: u32) -> impl Strategy<Value = Act> {
     let member = 1usize..3;
     prop_oneof![
         2 => Just(Act::Publish),
@@ -38,6 +39,7 @@ fn act() -> impl Strategy<Value = Act> {
         8 => (0usize..2, 1usize..3).prop_map(|(down, m)| if down == 0 { Act::Mail(0, m) } else { Act::Mail(m, 0) }),
         2 => member.clone().prop_map(Act::Connect),
         1 => member.clone().prop_map(Act::Cut),
+        ends => member.clone().prop_map(Act::End),
         3 => member.prop_map(Act::Answer),
         1 => (0usize..3, 0usize..4, any::<bool>()).prop_map(|(who, kept, mail)| Act::Die { who, kept, mail }),
     ]
@@ -91,18 +93,7 @@ impl World {
             sent: 0,
             accepted: BTreeSet::new(),
         };
-        for member in MEMBERS {
-            w.connect(member);
-            w.settle();
-            let session = w.session(member).unwrap();
-            let ask = super::subscribe::Ask {
-                filter: FILTER,
-                subscription: Subscription { qos: QoS::ExactlyOnce, ..Subscription::default() },
-            };
-            let mut out = Effects::new();
-            w.partitions[member].subscribe(NOW_MS, session, &ask, &mut out);
-            w.carry_out(member, out);
-        }
+        MEMBERS.into_iter().for_each(|member| w.connect(member));
         w.settle();
         w
     }
@@ -144,6 +135,7 @@ impl World {
         match effect {
             Effect::Attached { session, connection, .. } if is_its(connection) => {
                 self.step(p, Input::Opened { session });
+                self.subscribe(p, session);
             }
             Effect::Answer { token, .. } => drop(self.accepted.insert(token.number)),
             Effect::Deliver(d) if is_its(d.connection) => {
@@ -181,12 +173,25 @@ impl World {
         self.step(member, Input::Attach(Box::new(attach)));
     }
 
-    fn cut(&mut self, member: usize) {
+    /// A new session is a member.
+    fn subscribe(&mut self, member: usize, session: SessionRef) {
+        if self.partitions[member].session(session).is_some_and(|s| s.subscriptions.is_empty()) {
+            self.clients[member].held.clear();
+            let subscription = Subscription { qos: QoS::ExactlyOnce, ..Subscription::default() };
+            let ask = super::subscribe::Ask { filter: FILTER, subscription };
+            let mut out = Effects::new();
+            self.partitions[member].subscribe(NOW_MS, session, &ask, &mut out);
+            self.carry_out(member, out);
+        }
+    }
+
+    /// The connection ends, and the session with it if it expires at once.
+    fn cut(&mut self, member: usize, expiry_s: Option<u32>) {
         if self.clients[member].online {
             let connection = self.connection(member);
             self.clients[member].online = false;
             self.clients[member].owes.clear();
-            let ending = Ending { will: true, expiry_s: None };
+            let ending = Ending { will: true, expiry_s };
             self.step(member, Input::Detach { session: None, client_id: "m", connection, ending });
         }
     }
@@ -291,6 +296,24 @@ impl World {
         }
     }
 
+    /// Both members are there, and everything has come to its end.
+    fn finish(&mut self) {
+        self.settle();
+        MEMBERS.into_iter().for_each(|member| self.connect(member));
+        self.settle();
+        self.step(0, Input::GroupsSettled { found: true });
+        self.settle();
+    }
+
+    fn times(&self, n: u64) -> usize {
+        self.clients.iter().flat_map(|c| &c.app).filter(|m| **m == n).count()
+    }
+
+    /// Messages that the group has not finished.
+    fn kept(&self) -> usize {
+        self.partitions[0].state().groups().map(|g| g.unfinished().count()).sum()
+    }
+
     /// Until nothing happens any more: everything is safe, said and answered.
     fn settle(&mut self) {
         loop {
@@ -320,7 +343,8 @@ impl World {
             Act::Sync(p) => self.sync(p),
             Act::Mail(from, to) => drop(self.deliver_mail(from, to)),
             Act::Connect(member) => self.connect(member),
-            Act::Cut(member) => self.cut(member),
+            Act::Cut(member) => self.cut(member, None),
+            Act::End(member) => self.cut(member, Some(0)),
             Act::Answer(member) => self.answer(member),
             Act::Die { who, kept, mail } => self.die(who, kept, mail),
         }
@@ -328,28 +352,37 @@ impl World {
 }
 
 fn cases() -> u32 {
-    std::env::var("ROOST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(600)
+    std::env::var("ROOST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(300)
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(cases()))]
     /// Owners die with and without what they had written last, mail is lost or late, members come and go.
     #[test]
-    fn one_member_once_whoever_dies(acts in proptest::collection::vec(act(), 20..160)) {
+    fn one_member_once_whoever_dies(acts in proptest::collection::vec(act(0), 20..160)) {
         let mut w = World::new();
         acts.into_iter().for_each(|act| w.act(act));
-        w.settle();
-        for member in MEMBERS {
-            w.connect(member);
-        }
-        w.settle();
+        w.finish();
         for n in 0..w.sent {
-            let times = w.clients.iter().flat_map(|c| &c.app).filter(|m| **m == n).count();
+            let times = w.times(n);
             prop_assert!(times <= 1, "message {} came {} times", n, times);
             prop_assert!(times == 1 || !w.accepted.contains(&n), "message {} was accepted and never came", n);
         }
-        let kept: usize = w.partitions[0].state().groups().map(|g| g.unfinished().count()).sum();
-        prop_assert_eq!(kept, 0, "the group keeps what is finished");
+        prop_assert_eq!(w.kept(), 0, "the group keeps what is finished");
+    }
+
+    /// Sessions end as well, and whoever was about to say so dies: what they had is with nobody for ever.
+    #[test]
+    fn what_a_session_had_does_not_stay_with_it(acts in proptest::collection::vec(act(1), 20..160)) {
+        let mut w = World::new();
+        acts.into_iter().for_each(|act| w.act(act));
+        w.finish();
+        for n in 0..w.sent {
+            prop_assert!(w.times(n) <= 1, "message {} came {} times", n, w.times(n));
+        }
+        prop_assert_eq!(w.kept(), 0, "the group keeps what is finished");
+        let members: usize = w.partitions[0].state().groups().map(|g| g.sessions(false).count()).sum();
+        prop_assert_eq!(members, MEMBERS.len(), "who has gone is no member");
     }
 }
 
@@ -358,7 +391,7 @@ proptest! {
 #[test]
 fn what_goes_back_is_written_first() {
     let mut w = World::new();
-    w.cut(1);
+    w.cut(1, None);
     w.settle();
     let to = w.session(1).unwrap();
     let place = |n| crate::queue::GroupPlace { partition: 0, uid: 77, index: n, n };
@@ -389,7 +422,7 @@ fn what_goes_back_is_written_first() {
     w.sync(1);
     assert_eq!(w.clients[1].owes, [(AckKind::Pubrec, Queue::identifier(0))], "and sent");
     assert!(step(&mut w, dispatch(1)).is_empty(), "it is in the queue");
-    w.cut(1);
+    w.cut(1, None);
     step(&mut w, dispatch(2));
     w.sync(1);
     w.connect(1);

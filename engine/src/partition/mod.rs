@@ -205,7 +205,10 @@ pub enum Input<'a> {
     /// A group's message for this session.
     Dispatch(Dispatched),
     /// After a restart every session has joined its groups again.
-    GroupsSettled,
+    GroupsSettled {
+        /// Sessions are where they were named.
+        found: bool,
+    },
     ForgetOrigin {
         uid: u64,
     },
@@ -309,7 +312,7 @@ impl Partition {
             Input::Opened { session } => self.opened(session, out),
             Input::Fence { question } => self.when_safe(Effect::Fenced { question }, out),
             Input::Fetched { session, bodies } => self.fetched(session, bodies, out),
-            Input::GroupsSettled => self.groups_settled(out),
+            Input::GroupsSettled { found } => self.groups_settled(found, out),
             Input::GroupAsk { group, session } => self.group_asks(group, session, out),
             Input::ForgetOrigin { uid } => self.forget_origin(uid),
             _ => {}

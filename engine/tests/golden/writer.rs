@@ -87,7 +87,7 @@ impl Broker {
             broker.partitions[p].resume_all(resumed, &mut out);
             broker.carry_out(out);
         }
-        (0..PARTITIONS).for_each(|p| broker.step(p, Input::GroupsSettled));
+        (0..PARTITIONS).for_each(|p| broker.step(p, Input::GroupsSettled { found: true }));
         broker.name();
         broker.write();
         broker
