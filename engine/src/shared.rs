@@ -119,12 +119,14 @@ impl Group {
         self.name.split_once('/').map_or(&self.name, |(_, f)| f)
     }
 
-    /// Adds a member or changes it.
-    pub fn join(&mut self, member: Member) {
-        match self.members.iter_mut().find(|m| m.session.uid == member.session.uid) {
-            Some(old) => *old = Member { open: old.open, ..member },
-            None => self.members.push(member),
+    /// Adds a member or changes it; true if it is a new one and something is with members.
+    pub fn join(&mut self, member: Member) -> bool {
+        if let Some(old) = self.members.iter_mut().find(|m| m.session.uid == member.session.uid) {
+            *old = Member { open: old.open, ..member };
+            return false;
         }
+        self.members.push(member);
+        !self.given.is_empty()
     }
 
     /// Removes a member; its unfinished messages come back by [`Self::give_back`]. True if it was one.

@@ -21,7 +21,8 @@ impl Partition {
         };
         let session = member.session;
         let Some(group) = self.state.group_mut(uid) else { return };
-        group.join(member);
+        // new to this owner, it may have something from the one before
+        let again = group.join(member) || again;
         if group.durable() && !group.logged {
             group.logged = true;
             self.log_group(uid);

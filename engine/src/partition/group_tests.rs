@@ -133,7 +133,10 @@ impl World {
         let client = &mut self.clients[p];
         let is_its = |c: ConnectionId| client.online && c.generation == client.connection;
         match effect {
-            Effect::Attached { session, connection, .. } if is_its(connection) => {
+            Effect::Attached { session, connection, present } if is_its(connection) => {
+                if !present {
+                    client.held.clear();
+                }
                 self.step(p, Input::Opened { session });
                 self.subscribe(p, session);
             }
@@ -176,7 +179,6 @@ impl World {
     /// A new session is a member.
     fn subscribe(&mut self, member: usize, session: SessionRef) {
         if self.partitions[member].session(session).is_some_and(|s| s.subscriptions.is_empty()) {
-            self.clients[member].held.clear();
             let subscription = Subscription { qos: QoS::ExactlyOnce, ..Subscription::default() };
             let ask = super::subscribe::Ask { filter: FILTER, subscription };
             let mut out = Effects::new();
