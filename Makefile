@@ -3,6 +3,8 @@
 
 PY := .venv/bin/python
 JOBS ?= 4
+# `ci` is quicker to build and a little slower to run.
+PROFILE ?= release
 export CARGO_TERM_COLOR ?= never
 RUST_SOURCES := $(shell find engine engine-nats load binding -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock
 
@@ -22,7 +24,7 @@ build: .venv/built
 	touch $@
 
 .venv/built: .venv/ready pyproject.toml $(RUST_SOURCES)
-	.venv/bin/maturin develop --release
+	.venv/bin/maturin develop --profile $(PROFILE)
 	touch $@
 
 check: build
