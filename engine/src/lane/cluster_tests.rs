@@ -238,6 +238,36 @@ fn retained_and_shared() {
     assert_eq!(got, 30, "each message to one member");
 }
 
+/// A worker whose session a dead node had is no member any more, and what it had not acknowledged goes to another one.
+#[test]
+fn what_a_worker_had_goes_to_another() {
+    let mut cluster = Cluster::new();
+    let name = name_of(0, "g/work");
+    let (filter, topic) = (format!("$share/{name}"), &name[2..]);
+    let mut mortal = Client::connect(cluster.port(0), &name_of(2, "worker"));
+    let mut other = Client::connect(cluster.port(1), &name_of(1, "worker"));
+    [&mut mortal, &mut other].into_iter().for_each(|worker| worker.subscribe_at(&filter, 1));
+    let mut publisher = Client::connect(cluster.port(0), &name_of(0, "pub"));
+    for word in 1..5 {
+        publish(&mut publisher, topic, 1, word);
+        finish(&mut publisher, 1);
+    }
+    let had = [(); 2].map(|()| *mortal.packet().unwrap().1.last().unwrap());
+    for _ in 0..2 {
+        receive(&mut other);
+    }
+    cluster.nodes[2] = None;
+    cluster.tell_members();
+    cluster.move_to(|p| if p % 3 == 2 { p % 2 } else { p % 3 });
+    let mut again = [(); 2].map(|()| receive(&mut other).1);
+    again.sort_unstable();
+    assert_eq!(again, had);
+    for (qos, word) in [(0, 5), (0, 6), (1, 7), (1, 8)] {
+        publish(&mut publisher, topic, qos, word);
+        assert_eq!(receive(&mut other), (qos, word), "there is nobody else");
+    }
+}
+
 /// A node that ends takes its sessions with it (nothing is in a log here). What it wanted is frozen: publishes wait until its
 /// partitions have owners again. When it comes back, partitions move to it under load, and nothing is missed.
 #[test]
