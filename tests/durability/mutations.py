@@ -107,9 +107,9 @@ TAKEN = [
     Mutation(
         "origin-counts-when-skipped: only with a session",
         "record/replay.rs",
-        "self.state.place(m.origin, None,",
+        "self.state.place(m.origin, body.as_ref(),",
         "let origin = if to.is_empty() { crate::message::Origin::default() } else { m.origin };\n"
-        "        self.state.place(origin, None,",
+        "        self.state.place(origin, body.as_ref(),",
     ),
     Mutation(
         "same-n: a repeat has a new number",
@@ -298,8 +298,8 @@ ANEW = [
     Mutation(
         "a lane that begins anew forgets its log",
         "port/recovery.rs",
-        "let mine = (0..).zip(all).filter(|(number, _)| shared.ring.lane(*number) == lane);",
-        "let mine = (0..).zip(all).filter(|(number, _)| shared.ring.lane(*number) == lane + 64);",
+        "let mine = (0..).zip(all).filter(|(number, _)| shared.ring.home(*number) == lane);",
+        "let mine = (0..).zip(all).filter(|(number, _)| shared.ring.home(*number) == lane + 64);",
         LANES,
     ),
     Mutation(
