@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 POWER, THREAD, GOLDEN, LANES = "power_cut", "log_thread", "golden", "lanes"
 DISK, READER = "disk_bound", "log_reader"
 TARGETS = {name: ["--test", name] for name in (POWER, THREAD, GOLDEN, DISK, READER)} | {LANES: ["--lib"]}
-FILTERS = {LANES: ["lane::log_tests", "counted_once", "bodies_on_disk_are_delivered"]}
+FILTERS = {LANES: ["lane::log_tests", "group_tests", "counted_once", "bodies_on_disk_are_delivered"]}
 BUILD_S, RUN_S = 900, 600
 
 
@@ -334,7 +334,44 @@ BOUND = [
         LANES,
     ),
 ]
-MUTATIONS = [*TAKEN, *REUSED, *LOGGED, *TRIMMED, *FORMAT, *ANEW, *BOUND]
+SHARED = [
+    Mutation(
+        "its-number: a group hears of any number",
+        "shared.rs",
+        "Place::With { session, n } if session.uid == member.uid && n == number)",
+        "Place::With { session, .. } if session.uid == member.uid && number > 0)",
+        LANES,
+    ),
+    Mutation(
+        "returned-in-log: what was queued is returned at once",
+        "partition/group.rs",
+        "                self.when_safe(Effect::GroupReturn { place, session }, out);\n",
+        "                out.push(Effect::GroupReturn { place, session });\n",
+        LANES,
+    ),
+    Mutation(
+        "returned-in-log: what was not queued leaves no trace",
+        "partition/group.rs",
+        "        self.commit(true, Record::NotTaken { group: place.uid, n: place.n });\n",
+        "",
+        LANES,
+    ),
+    Mutation(
+        "burned: a number that was given back may be taken again",
+        "inflight.rs",
+        "            self.above.push(n | RETURNED);\n",
+        "            let _ = RETURNED;\n",
+        LANES,
+    ),
+    Mutation(
+        "ask-heir: nobody is asked",
+        "partition/group.rs",
+        "            had.into_iter().for_each(|d| self.group_send(uid, d, out));\n        }\n    }\n\n    /// A message for",
+        "            drop(had);\n        }\n    }\n\n    /// A message for",
+        LANES,
+    ),
+]
+MUTATIONS = [*SHARED, *TAKEN, *REUSED, *LOGGED, *TRIMMED, *FORMAT, *ANEW, *BOUND]
 
 
 class Workshop:
