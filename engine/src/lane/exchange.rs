@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use mio::{Poll, Token as Place, Waker};
 
 use super::fleet::post_to_node;
+use super::query::RetainedQuery;
 use super::relay::{ToConnection, ToSession};
 use super::{Flow, Lane, Late, Todo};
 use crate::access::{Grant, Refusal};
@@ -48,19 +49,6 @@ pub enum Conveyed {
     GroupReturn { place: GroupPlace, session: SessionRef },
     Dispatch(Dispatched),
     GroupAsk { group: Box<str>, session: SessionRef },
-}
-
-/// A question for the retained messages that a filter matches.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct RetainedQuery {
-    /// Who asks.
-    pub from: u16,
-    /// Its number for the answers to this question.
-    pub gathering: u64,
-    /// Filter, without `$share`.
-    pub filter: Box<str>,
-    /// Answer only after having applied so many messages of each lane.
-    pub after: Vec<u64>,
 }
 
 /// For which partitions of its receiver a publish is.
@@ -394,6 +382,7 @@ impl Lane {
                 #[cfg(test)]
                 assert_ne!(&*query.filter, super::tests::POISON_FILTER);
                 self.deferred.push(query);
+                self.void_deferred();
             }
             LaneMessage::Replay { gathering, messages } => self.gather(gathering, from, messages),
             LaneMessage::Convey { partition, what } => self.on_conveyed(partition, what),

@@ -24,6 +24,7 @@ mod moving;
 mod orders;
 mod owners;
 mod peers;
+mod query;
 mod relay;
 mod route;
 mod shared_log;
@@ -176,7 +177,7 @@ pub struct Lane {
     gatherings: HashMap<u64, subscribe::Gathering, RandomState>,
     gathered: u64,
     joins: Vec<(u64, Question)>,
-    deferred: Vec<exchange::RetainedQuery>,
+    deferred: Vec<query::RetainedQuery>,
     faults: Vec<crate::port::Fault>,
     ledger: Ledger,
     wait_for: Option<u64>,

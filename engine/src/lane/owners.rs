@@ -303,7 +303,7 @@ impl Lane {
 
     /// Behind what speaking has set free: who hears it may count on that.
     pub(super) fn confirm_to(&mut self, from: u16, version: u64) {
-        let (sent, nodes) = (self.sent.clone(), self.nodes.iter().map(|(slot, n)| (*slot, *n)).collect());
+        let (sent, nodes) = (self.sent.clone(), self.starts());
         self.send(from, LaneMessage::Confirm { version, sent, nodes });
     }
 

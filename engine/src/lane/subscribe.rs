@@ -5,9 +5,9 @@ use std::borrow::Cow;
 
 use smallvec::SmallVec;
 
-use super::exchange::{LaneMessage, Question, RetainedQuery};
+use super::exchange::{LaneMessage, Question};
 use super::relay::{ToConnection, ToSession};
-use super::{Lane, Todo};
+use super::{Lane, Todo, query::RetainedQuery};
 use crate::channel::{ConnectionId, SessionRef};
 use crate::codec::{QoS, Reason, Subscribe, SubscribeFilter, Unsubscribe};
 use crate::message::Stored;
@@ -415,7 +415,8 @@ impl Lane {
             return self.gather(gathering, lane, messages);
         }
         let after = self.peer_sent.iter().map(|sent| sent.get(usize::from(lane)).copied().unwrap_or(0)).collect();
-        self.send(lane, LaneMessage::Ask(RetainedQuery { from: self.number, gathering, filter, after }));
+        let (from, nodes) = (self.number, self.starts());
+        self.send(lane, LaneMessage::Ask(RetainedQuery { from, gathering, filter, after, nodes }));
     }
 
     fn retained_here(&mut self, filter: &str) -> Vec<Stored> {
