@@ -60,10 +60,11 @@ chaos: build
 	cd tests && ../$(PY) -m durability.power --cuts 300
 	ROOST_SEEDS=20000 cargo test --release -p roostmq-engine --test power_cut
 
-# A cluster under everything that can fail, for half an hour, with a report: make chaos-cluster SEED=3
+# A cluster under everything that can fail, for half an hour, with a report: make chaos-cluster SEED=3 CHAOS_S=3600
 SEED ?= 1
+CHAOS_S ?= 1800
 chaos-cluster: build
-	cd tests && ../$(PY) -m cluster.chaos --seconds 1800 --servers 3 --rate 80 --seed $(SEED) \
+	cd tests && ../$(PY) -m cluster.chaos --seconds $(CHAOS_S) --servers 3 --rate 80 --seed $(SEED) \
 		--faults "kill,hang,server,machine,all servers,blackout,grow,drain,restart,split,cut pair,cut way,cut off,slow,full" --report ../target/chaos-$(SEED).txt
 
 # A node dies at each step of a planned move and of a cut, one after another.

@@ -166,6 +166,12 @@ impl Ring {
         all.take_while(move |child| *child < count).filter_map(|child| u16::try_from(child).ok())
     }
 
+    /// Was a partition cut in two? Then sessions and groups may be elsewhere than where they were named.
+    #[must_use]
+    pub fn is_cut(&self) -> bool {
+        self.partitions() != self.roots()
+    }
+
     /// Number of lanes of this process.
     #[must_use]
     pub const fn lanes(&self) -> u16 {

@@ -263,12 +263,12 @@ impl Group {
         self.given_again(&|with, member| member.is_some() && with.uid == session.uid)
     }
 
-    /// What sessions of a partition have; of those that are no members only with `strangers`.
+    /// What sessions of a partition have; of those that are no members only if they are `found` where they were named.
     #[must_use]
-    pub fn with_partition(&self, partition: u16, strangers: bool) -> Vec<Dispatch> {
+    pub fn with_partition(&self, partition: u16, found: bool) -> Vec<Dispatch> {
         self.given_again(&|with, member| match member {
             Some(m) => m.session.partition == partition,
-            None => strangers && with.partition == partition,
+            None => found && with.partition == partition,
         })
     }
 

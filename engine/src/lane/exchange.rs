@@ -382,7 +382,6 @@ impl Lane {
                 #[cfg(test)]
                 assert_ne!(&*query.filter, super::tests::POISON_FILTER);
                 self.deferred.push(query);
-                self.void_deferred();
             }
             LaneMessage::Replay { gathering, messages } => self.gather(gathering, from, messages),
             LaneMessage::Convey { partition, what } => self.on_conveyed(partition, what),

@@ -158,7 +158,6 @@ impl Lane {
             let all = self.interest.admit(place);
             self.send(place, LaneMessage::Interest(all));
         }
-        self.void_deferred();
         self.look_at_barriers();
         self.retry_parked();
     }
@@ -183,7 +182,6 @@ impl Lane {
         }
         self.nodes.remove(&slot);
         self.deferred.retain(|query| Ring::slot(query.from) != slot);
-        self.void_deferred();
         self.orphan(&lost);
         self.break_halts(&|_, from, _| Ring::slot(from) == slot);
         self.wait_without(slot);
@@ -258,13 +256,10 @@ impl Lane {
         self.nodes.iter().map(|(slot, start)| (*slot, *start)).collect()
     }
 
-    /// Questions that wait for messages of a start of a node that is gone: nothing more comes from that.
-    pub(super) fn void_deferred(&mut self) {
-        let Some(fleet) = &self.fleet else { return };
-        let member = |slot: u16| fleet.members.get(&slot).map(|(start, _)| *start);
-        let start = |slot: u16| self.nodes.get(&slot).copied().or_else(|| member(slot));
-        let own = Ring::slot(self.number);
-        self.deferred.iter_mut().for_each(|query| query.void(own, start));
+    /// The start of a node that is talked to, or will be.
+    pub(super) fn start_of(&self, slot: u16) -> Option<u64> {
+        let member = || self.fleet.as_ref()?.members.get(&slot).map(|(start, _)| *start);
+        self.nodes.get(&slot).copied().or_else(member)
     }
 
     /// A batch of a lane of another node. Who is gone is not listened to.

@@ -157,7 +157,7 @@ impl Lane {
     /// The partition of this lane that has a session: what was said before a cut names the one that had it.
     pub(super) fn heir_of(&self, session: SessionRef) -> u16 {
         let (named, ring) = (session.partition, &self.shared.ring);
-        if ring.partitions() == ring.roots() {
+        if !ring.is_cut() {
             return named;
         }
         let has = |p: &u16| {

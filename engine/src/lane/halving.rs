@@ -229,7 +229,7 @@ impl Lane {
     /// `None`: it has gone there.
     pub(super) fn pass_down(&mut self, partition: u16, what: Conveyed) -> Option<Conveyed> {
         let ring = &self.shared.ring;
-        if self.fleet.is_none() || ring.partitions() == ring.roots() {
+        if self.fleet.is_none() || !ring.is_cut() {
             return Some(what);
         }
         match &what {

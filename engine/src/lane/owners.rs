@@ -177,11 +177,11 @@ impl Lane {
     /// Groups here, or those of one partition, ask who owns these now what became of what their sessions had.
     fn ask_heirs(&mut self, heirs: &[u16], only: Option<u16>) {
         let (now_ms, ring) = (self.now_ms, self.shared.ring.clone());
-        let strangers = ring.partitions() == ring.roots();
+        let found = !ring.is_cut();
         let mut effects = self.spare_effects.pop().unwrap_or_default();
         let all = (0..).zip(&mut self.partitions).filter(|(number, _)| only.is_none_or(|only| only == *number));
         for p in all.filter_map(|(_, p)| p.as_deref_mut()) {
-            heirs.iter().for_each(|heir| p.ask_heir(now_ms, *heir, strangers, &mut effects));
+            heirs.iter().for_each(|heir| p.ask_heir(now_ms, *heir, found, &mut effects));
         }
         self.carry_out(&mut effects, None);
         self.spare_effects.push(effects);
@@ -393,7 +393,7 @@ impl Lane {
             due
         };
         for partition in self.fleet.as_mut().map(due).unwrap_or_default() {
-            let found = self.shared.ring.partitions() == self.shared.ring.roots();
+            let found = !self.shared.ring.is_cut();
             self.step(partition, Input::GroupsSettled { found }, None);
         }
     }

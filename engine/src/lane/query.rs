@@ -20,16 +20,15 @@ pub struct RetainedQuery {
 }
 
 impl RetainedQuery {
-    /// Counts of starts of nodes that are not these any more are of no use. `own` is the slot of who was asked.
-    pub(super) fn void(&mut self, own: u16, start: impl Fn(u16) -> Option<u64>) {
-        let apart = [own, Ring::slot(self.from)];
-        for (place, n) in (0..).zip(&mut self.after) {
-            let slot = Ring::slot(place);
+    /// Has the lane `me` applied what it waits for? Nothing more comes from a start of a node that is not the one of its slot now.
+    pub(super) fn is_due(&self, me: u16, received: &[u64], start: impl Fn(u16) -> Option<u64>) -> bool {
+        let apart = [Ring::slot(me), Ring::slot(self.from)];
+        let comes = |slot: u16| {
             let named = self.nodes.iter().find(|(s, _)| *s == slot).map(|(_, start)| *start);
-            if !apart.contains(&slot) && (named.is_none() || named != start(slot)) {
-                *n = 0;
-            }
-        }
+            apart.contains(&slot) || named.is_some() && named == start(slot)
+        };
+        let counts = self.after.iter().zip(received);
+        (0..).zip(counts).all(|(place, (after, n))| place == me || after <= n || !comes(Ring::slot(place)))
     }
 }
 
@@ -41,20 +40,22 @@ mod tests {
     /// A question never waits for messages of a start of a node that is gone, and goes on waiting for all others.
     #[test]
     fn nobody_waits_for_who_is_gone() {
-        let after: Vec<u64> = (0..5 * u64::from(NODE_LANES_MAX)).map(|n| n + 1).collect();
-        let nodes = vec![(1, 7), (2, 8), (3, 9)];
-        let mut query = RetainedQuery { from: 0, gathering: 1, filter: "#".into(), after: after.clone(), nodes };
-        // slot 3 has begun anew, of slot 4 the asker knows nothing any more
-        query.void(2, |slot| Some([5, 7, 8, 10, 11][usize::from(slot)]));
-        for (place, (now, before)) in (0..).zip(query.after.iter().zip(&after)) {
-            let gone = Ring::slot(place) >= 3;
-            assert_eq!(*now, if gone { 0 } else { *before }, "place {place}");
+        let (me, places) = (2 * NODE_LANES_MAX, usize::from(5 * NODE_LANES_MAX));
+        // slot 3 has begun anew, slot 4 is gone, of slot 1 the asker knows what is there
+        let start = |slot: u16| [Some(5), Some(7), Some(8), Some(10), None][usize::from(slot)];
+        for place in 0..5 * NODE_LANES_MAX {
+            let mut after = vec![3; places];
+            after[usize::from(place)] = 4;
+            let query = RetainedQuery {
+                from: 0,
+                gathering: 1,
+                filter: "#".into(),
+                after,
+                nodes: vec![(1, 7), (3, 9), (4, 11)],
+            };
+            let waits = place != me && Ring::slot(place) < 3;
+            assert_eq!(query.is_due(me, &vec![3; places], start), !waits, "one more of place {place}");
+            assert!(query.is_due(me, &vec![4; places], start));
         }
-        query.void(2, |_| None);
-        assert!(
-            (0..)
-                .zip(&query.after)
-                .all(|(place, n)| (*n == 0) == (Ring::slot(place) % 2 == 1 || Ring::slot(place) > 2))
-        );
     }
 }

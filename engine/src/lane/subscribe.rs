@@ -454,9 +454,7 @@ impl Lane {
     pub(super) fn answer_deferred(&mut self) {
         let queries = std::mem::take(&mut self.deferred);
         for query in queries {
-            let me = usize::from(self.number);
-            let applied = query.after.iter().zip(&self.received).enumerate().all(|(i, (a, r))| i == me || a <= r);
-            if applied {
+            if query.is_due(self.number, &self.received, |slot| self.start_of(slot)) {
                 let messages = self.retained_here(&query.filter);
                 self.send(query.from, LaneMessage::Replay { gathering: query.gathering, messages });
             } else {

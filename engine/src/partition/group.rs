@@ -148,15 +148,15 @@ impl Partition {
     }
 
     /// Somebody else speaks for a partition, who knows what its log says: all that its sessions had is given to them again, and
-    /// members are asked whether they still are. `strangers` says that sessions that are no members are where they were named.
-    pub fn ask_heir(&mut self, now_ms: u64, heir: u16, strangers: bool, out: &mut Effects) {
+    /// members are asked whether they still are. Sessions that are no members are only asked if they are `found` where they were named.
+    pub fn ask_heir(&mut self, now_ms: u64, heir: u16, found: bool, out: &mut Effects) {
         self.now_ms = now_ms;
         let groups: Vec<u64> = self.state.groups().map(|g| g.uid).collect();
         for uid in groups {
             let Some(group) = self.state.group(uid) else { continue };
             let members = group.sessions(false).filter(|s| s.partition == heir);
             out.extend(members.map(|session| Effect::GroupAsk { group: group.name.clone(), session }));
-            let had = group.with_partition(heir, strangers);
+            let had = group.with_partition(heir, found);
             had.into_iter().for_each(|d| self.group_send(uid, d, out));
         }
     }
