@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use roostmq_engine::log::{ClusterLog, ClusterLogNotify};
 use roostmq_engine::settings::NatsSettings;
+use roostmq_engine_nats::cache::CacheOptions;
 use roostmq_engine_nats::connect::{Access, Auth, Tls};
 use roostmq_engine_nats::log::{NatsLog, Options};
 use roostmq_engine_nats::stream::SyncNeed;
@@ -45,6 +46,11 @@ pub fn open(nats: &NatsSettings, notify: ClusterLogNotify) -> Result<Arc<dyn Clu
         "any" => SyncNeed::Any,
         _ => SyncNeed::Always,
     };
+    options.cache = path(&nats.cache_dir).map(|dir| CacheOptions {
+        dir,
+        bytes_max: nats.cache_bytes_max,
+        head: nats.cache_head.clone(),
+    });
     let log = NatsLog::start(options).map_err(|e| format!("no thread for the log on NATS: {e}"))?;
     Ok(Arc::new(log))
 }

@@ -37,6 +37,8 @@ pub enum Action {
     },
     /// Give back everything before this address.
     Trim(At),
+    /// This is stored at this address for good: the node may keep it too.
+    Keep(At, Bytes),
     /// Tell the user.
     Tell(ClusterLogEvent),
 }
@@ -352,7 +354,8 @@ impl Chain {
         (self.state, self.misses, self.tries, self.busy) = (State::Serving, 0, 0, false);
         let (partition, epoch, checkpoint) = (self.partition, self.epoch, self.checkpoint);
         let (at, next) = (known.at, known.next);
-        vec![Action::Tell(ClusterLogEvent::Fenced { partition, epoch, at, next, checkpoint })]
+        let fenced = ClusterLogEvent::Fenced { partition, epoch, at, next, checkpoint };
+        vec![Action::Keep(at, self.epoch_bytes()), Action::Tell(fenced)]
     }
 
     /// Compares what is there with what was written.
@@ -404,15 +407,20 @@ impl Chain {
         self.head = (at, Some(flight.mark));
         let partition = self.partition;
         let tell = |(number, parts)| Action::Tell(ClusterLogEvent::Safe { partition, number, parts });
-        let mut out: Vec<_> = self.queue.landed(flight.taken, at).into_iter().map(tell).collect();
+        let mut out = vec![Action::Keep(at, flight.bytes)];
+        out.extend(self.queue.landed(flight.taken, at).into_iter().map(tell));
         out.extend(self.trim_named());
         out.extend(self.send());
         out
     }
 
     fn send_epoch(&mut self) -> Vec<Action> {
+        vec![Action::Append { bytes: self.epoch_bytes(), expect: None }]
+    }
+
+    fn epoch_bytes(&self) -> Bytes {
         let header = Header { partition: self.partition, epoch: self.epoch, ..Header::default() };
-        vec![Action::Append { bytes: encode(Kind::Epoch, &header, &[]).0.into(), expect: None }]
+        encode(Kind::Epoch, &header, &[]).0.into()
     }
 
     /// Sends what is under way again, or all that waits.

@@ -10,6 +10,7 @@ use roostmq_engine::log::{Anchor, At, Batch, ClusterLog, ClusterLogNotify, Fence
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use crate::ask::Names;
+use crate::cache::CacheOptions;
 use crate::connect::Access;
 use crate::stream::{Needs, SyncNeed};
 use crate::work::Work;
@@ -32,6 +33,8 @@ pub struct Options {
     pub patience: Duration,
     /// So often an owner looks whether what it wrote is still there while it writes nothing.
     pub idle: Duration,
+    /// Where this node keeps what it has stored once more, if anywhere.
+    pub cache: Option<CacheOptions>,
     /// Where events go. Called on the log's thread: must not wait.
     pub notify: ClusterLogNotify,
 }
@@ -48,6 +51,7 @@ impl Options {
             needs: Needs { replicas: None, servers, max_bytes: 1 << 30, create: false, sync: SyncNeed::Always },
             patience: Duration::from_secs(2),
             idle: Duration::from_secs(5),
+            cache: None,
             notify,
         }
     }

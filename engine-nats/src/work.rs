@@ -16,6 +16,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinHandle;
 
 use crate::ask::Asker;
+use crate::cache::Cache;
 use crate::chain::{Action, Answer, Chain, Seen};
 use crate::log::{BATCH_BYTES, Command, NatsStats, Options};
 use crate::read::{WIDTH, next_width};
@@ -70,6 +71,7 @@ pub(crate) struct Work {
     /// Commands that came before that.
     held: Vec<Command>,
     followed: Vec<JoinHandle<()>>,
+    cache: Option<Cache>,
 }
 
 impl Work {
@@ -95,12 +97,14 @@ impl Work {
             open: false,
             held,
             followed,
+            cache: None,
         }
     }
 
     pub(crate) async fn run(mut self) {
         self.say(ClusterLogState::Away(format!("not connected yet: {:?}", self.options.access.urls)));
         let (heard, mut events) = unbounded_channel();
+        self.open_cache();
         let Some(ask) = self.connect(heard).await else { return };
         let system = self.system().await;
         self.check(&ask, system.as_ref(), Duration::ZERO);
@@ -140,6 +144,14 @@ impl Work {
                     command = self.inbox.recv() => self.held.push(command?),
                 }
             }
+        }
+    }
+
+    /// A node whose own files fail goes on without them, and says so.
+    fn open_cache(&mut self) {
+        match self.options.cache.take().map(Cache::open).transpose() {
+            Ok(cache) => self.cache = cache,
+            Err(why) => (self.options.notify)(ClusterLogEvent::NotKept(why.to_string())),
         }
     }
 
@@ -253,6 +265,12 @@ impl Work {
                 Action::Append { bytes, expect } => self.doing.push(append(ask.clone(), p, number, bytes, expect)),
                 Action::Look { known, tries } => self.doing.push(look(ask.clone(), p, number, (known, width, tries))),
                 Action::Trim(before) => self.doing.push(trim(ask.clone(), p, number, before)),
+                Action::Keep(at, bytes) => {
+                    if let Some(Err(why)) = self.cache.as_mut().map(|cache| cache.keep(at, &bytes)) {
+                        self.cache = None;
+                        (self.options.notify)(ClusterLogEvent::NotKept(why.to_string()));
+                    }
+                }
                 Action::Tell(event) => {
                     match event {
                         ClusterLogEvent::Safe { .. } => {

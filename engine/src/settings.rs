@@ -80,6 +80,11 @@ pub struct NatsSettings {
     pub key: Option<String>,
     pub system_user: Option<String>,
     pub system_password: Option<String>,
+    /// Directory in which the node keeps what it has stored once more.
+    pub cache_dir: Option<String>,
+    pub cache_bytes_max: u64,
+    /// What its files begin with.
+    pub cache_head: String,
 }
 
 /// The data directory and how it is used.

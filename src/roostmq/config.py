@@ -241,6 +241,12 @@ class Cluster:
         choices=("durable", "replicated"),
     )
     assert_sync: bool = option(False, "You have seen to `sync_interval: always` on every nats-server.")
+    cache_dir: str | None = option(
+        None, "Directory in which this node keeps what it stores once more, for `roost cluster restore --cache`."
+    )
+    cache_bytes_max: int = option(
+        256 * 1024 * 1024, "Bytes kept there; the oldest goes first.", low=1024 * 1024, high=1 << 50
+    )
     user: str | None = option(None, "User of NATS.")
     password: str | None = option(None, "Password of that user.")
     nats_token: str | None = option(None, "Token for NATS.")

@@ -11,19 +11,20 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import paho.mqtt.client as mqtt
 import pytest
+from nats.js.errors import NotFoundError
 
 from cluster.returned import Returned, gone
 from cluster.site import ClusterSite
 from cluster.test_cluster import ask, connected
+from roostmq.store.access import NatsAccess
+from roostmq.store.nats_kv import connect
+from roostmq.store.streams import make_streams, streams_of
 
 pytestmark = [pytest.mark.xdist_group("nats"), pytest.mark.timeout(300)]
-
-
-def roost(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "roostmq", *words], capture_output=True, text=True, timeout=120)
 
 
 def subscribed(door: str, name: str, topic: str) -> mqtt.Client:
@@ -35,87 +36,135 @@ def subscribed(door: str, name: str, topic: str) -> mqtt.Client:
     return client
 
 
+def cluster(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "roostmq", "cluster", *map(str, words)], capture_output=True, text=True, timeout=120
+    )
+
+
+async def reached(url: str) -> dict[str, int]:
+    """Last address of each stream of the log."""
+    client = await connect(NatsAccess((url,)), "test")
+    try:
+        js = client.jetstream()
+        return {name: (await js.stream_info(name)).state.last_seq for name in streams_of("dev", 8)[:-1]}
+    finally:
+        await client.close()
+
+
+async def everything_lost(site: ClusterSite) -> None:
+    """All nodes are killed, and NATS loses its data."""
+    for i in range(len(site.nodes)):
+        site.kill_node(i)
+    site.kill_server(0)
+    shutil.rmtree(site.data / "nats-0" / "store")
+    site.start_server(0)
+
+
+async def restored(*words: str | Path) -> dict[str, Any]:
+    for _ in range(100):
+        back = await asyncio.to_thread(cluster, "restore", *words, "--json")
+        if back.returncode == 0 or "does not answer" not in back.stderr:
+            break
+    assert back.returncode == 0, back.stderr
+    told: dict[str, Any] = json.loads(back.stdout)
+    return told
+
+
+async def has(site: ClusterSite, words: list[str]) -> None:
+    """Each of the eight clients is given these, and nothing else; retained messages are there."""
+    back_again = Returned(site.nodes[1]["mqtt"], [f"kept-{n}" for n in range(8)], "state/#")
+    await back_again.until(8 * len(words), 8)
+    back_again.stop()
+    assert back_again.present == {f"kept-{n}": True for n in range(8)}
+    for n, got in enumerate(back_again.got.values()):
+        assert sorted(got) == [(f"b/{n}/x", w) for w in sorted(words)]
+    assert back_again.values == {f"state/{n}": f"value-{n}" for n in range(8)}
+
+
+def send(sender: mqtt.Client, words: list[str]) -> None:
+    for n in range(8):
+        for k, word in enumerate(words):
+            sender.publish(f"b/{n}/x", word, qos=k % 2 + 1).wait_for_publish(20)
+
+
 async def test_backup_destroy_restore(tmp_path: Path) -> None:
-    """Made under traffic; sessions, queues and retained messages of before are there, nothing that came later is."""
+    """Backed up twice under traffic. Everything is destroyed: with what nodes kept nothing is missing, without it what
+    came after the backup; and what is newer is told exactly."""
     site = ClusterSite(tmp_path, nodes=2)
     await site.start()
-    kept = tmp_path / "kept"
+    kept, url = tmp_path / "kept", site.nats[0]["url"]
     try:
         doors = [n["mqtt"] for n in site.nodes]
         for n in range(8):
             gone(subscribed(doors[n % 2], f"kept-{n}", f"b/{n}/#"))
         sender = connected(doors[0], "sender")
-        for n in range(8):
-            for k in range(5):
-                sender.publish(f"b/{n}/x", f"before-{k}", qos=k % 2 + 1).wait_for_publish(20)
-            sender.publish(f"state/{n}", f"value-{n}", qos=1, retain=True).wait_for_publish(20)
-        made = await asyncio.to_thread(
-            roost, "cluster", "backup", "dev", str(kept), "--nats", site.nats[0]["url"], "--json"
-        )
+        first, second, third = ([f"{word}-{k}" for k in range(5)] for word in ("first", "second", "third"))
+        send(sender, first)
+        made = await asyncio.to_thread(cluster, "backup", "dev", kept, "--nats", url, "--json")
         assert made.returncode == 0, made.stderr
-        manifest = json.loads(made.stdout)
-        assert len(manifest["streams"]) == 9
-        again = await asyncio.to_thread(roost, "cluster", "backup", "dev", str(kept), "--nats", site.nats[0]["url"])
-        assert again.returncode == 1
-        assert "not empty" in again.stderr
-        sender.publish("b/0/x", "after", qos=1).wait_for_publish(20)
-        refused = await asyncio.to_thread(roost, "cluster", "restore", str(kept), "--nats", site.nats[0]["url"])
-        assert refused.returncode == 1
-        assert "already" in refused.stderr
+        assert len(json.loads(made.stdout)["streams"]) == 9
+        send(sender, second)
+        for n in range(8):
+            sender.publish(f"state/{n}", f"value-{n}", qos=1, retain=True).wait_for_publish(20)
+        made = await asyncio.to_thread(cluster, "backup", "dev", kept, "--nats", url, "--json")
+        assert made.returncode == 0, made.stderr
+        had = {s["name"]: s["last"] for s in json.loads(made.stdout)["streams"][:-1]}
+        assert sum(later["messages"] for s in json.loads(made.stdout)["streams"] for later in s["later"]) > 40
+        send(sender, third)
+        refused = await asyncio.to_thread(cluster, "restore", kept, "--nats", url)
+        assert (refused.returncode, "already" in refused.stderr) == (1, True)
         gone(sender)
+        await asyncio.sleep(0.5)
+        newer = {name: last - had[name] for name, last in (await reached(url)).items()}
 
-        for i in range(2):
-            site.kill_node(i)
-        site.kill_server(0)
-        shutil.rmtree(site.data / "nats-0" / "store")
-        site.start_server(0)
-        for _ in range(100):
-            back = await asyncio.to_thread(roost, "cluster", "restore", str(kept), "--nats", site.nats[0]["url"])
-            if back.returncode == 0 or "does not answer" not in back.stderr:
-                break
-        assert back.returncode == 0, back.stderr
+        await everything_lost(site)
+        caches = [word for i in (1, 2) for word in ("--cache", site.data / f"n{i}.cache")]
+        told = await restored(kept, "--nats", url, *caches)
+        found = dict.fromkeys(newer, 0)
+        for line in told["newer"]:
+            assert line["why"] is None
+            found[f"ROOST_dev_LOG_{line['partition'] % 8}"] += line["appends"]
+        assert (found, told["unknown"]) == (newer, {})
         await asyncio.gather(*(site.start_node(i) for i in range(2)))
+        await has(site, first + second + third)
 
-        back_again = Returned(doors[1], [f"kept-{n}" for n in range(8)], "state/#")
-        await back_again.until(40, 8)
-        back_again.stop()
-        assert back_again.present == {f"kept-{n}": True for n in range(8)}
-        before = [f"before-{k}" for k in range(5)]
-        assert all(
-            sorted(words) == [(f"b/{n}/x", w) for w in before] for n, words in enumerate(back_again.got.values())
-        )
-        assert back_again.values == {f"state/{n}": f"value-{n}" for n in range(8)}
+        await everything_lost(site)
+        told = await restored(kept, "--nats", url)
+        assert told["newer"] == []
+        await asyncio.gather(*(site.start_node(i) for i in range(2)))
+        await has(site, first + second)
+        refused = await asyncio.to_thread(cluster, "backup", "dev", kept, "--nats", url)
+        assert (refused.returncode, "before a restore" in refused.stderr) == (1, True)
     finally:
         await site.stop()
 
 
 async def test_a_backup_that_was_changed_is_refused(tmp_path: Path) -> None:
-    """One byte in a file is found before anything is written."""
+    """One byte in a file is found before anything is written. (And a node that cannot keep anything goes on and says so.)"""
     site = ClusterSite(tmp_path, nodes=1)
+    site.data.mkdir()
+    (site.data / "n1.cache").touch()
     await site.start()
     kept = tmp_path / "kept"
     try:
-        made = await asyncio.to_thread(roost, "cluster", "backup", "dev", str(kept), "--nats", site.nats[0]["url"])
+        made = await asyncio.to_thread(cluster, "backup", "dev", kept, "--nats", site.nats[0]["url"])
         assert made.returncode == 0, made.stderr
         file = next(kept.glob("KV_*.snapshot"))
         raw = bytearray(file.read_bytes())
         raw[len(raw) // 2] ^= 1
         file.write_bytes(raw)
-        back = await asyncio.to_thread(roost, "cluster", "restore", str(kept), "--nats", site.nats[0]["url"])
+        back = await asyncio.to_thread(cluster, "restore", kept, "--nats", site.nats[0]["url"])
         assert back.returncode == 1
         assert file.name in back.stderr
+        doctor = await asyncio.to_thread(cluster, "doctor", "--admin", f"http://{site.nodes[0]['admin']}")
+        assert "keeps nothing beside NATS any more" in doctor.stdout
     finally:
         await site.stop()
 
 
 async def test_a_log_that_was_lost_is_never_begun_empty(tmp_path: Path) -> None:
     """A stream is deleted and made again: its partitions stand still and say so, all others serve."""
-    from nats.js.errors import NotFoundError
-
-    from roostmq.store.access import NatsAccess
-    from roostmq.store.nats_kv import connect
-    from roostmq.store.streams import make_streams
-
     site = ClusterSite(tmp_path, nodes=2)
     await site.start()
     try:
@@ -143,7 +192,7 @@ async def test_a_log_that_was_lost_is_never_begun_empty(tmp_path: Path) -> None:
                     lost |= {n["partition"] for n in told["notes"] if n["event"] == "log_damaged"}
         assert lost == {p for p in range(64) if p % 8 == 3}
         assert {p for p, state in states.items() if state != "serving"} == lost
-        doctor = await asyncio.to_thread(roost, "cluster", "doctor", "--admin", f"http://{site.nodes[0]['admin']}")
+        doctor = await asyncio.to_thread(cluster, "doctor", "--admin", f"http://{site.nodes[0]['admin']}")
         assert doctor.returncode == 1
         assert "roost cluster restore" in doctor.stdout
         for task in starting:

@@ -38,6 +38,7 @@ def test_nothing_is_found_where_nothing_is_wrong() -> None:
          "warning", "NATS", "4 had no answer in time"),
         ({"log": {"state": "away", "why": ["no server"], "appends_10s": {"count": 0, "mean_ms": 0, "unanswered": 0}}},
          "error", "NATS", "no server"),
+        ({"notes": [{"event": "not_kept", "why": "no space"}]}, "warning", "n1", "no space"),
         ({"crowded": ("nats-2", 9)}, "warning", "NATS", "server nats-2 leads 9 of the streams"),
         ({"lanes_late_ms": [3, 740]}, "warning", "n1", "a lane was 740 ms late"),
         ({"age_s": 9.0}, "error", "registry", "9 s ago"),

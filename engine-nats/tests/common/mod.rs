@@ -134,6 +134,7 @@ pub fn options(access: Access, streams: u16, notify: ClusterLogNotify) -> Option
         needs: Needs { replicas: None, servers, max_bytes: 1 << 30, create: true, sync: SyncNeed::Asserted },
         patience: Duration::from_secs(2),
         idle: Duration::from_millis(500),
+        cache: None,
         notify,
     }
 }

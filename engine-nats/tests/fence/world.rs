@@ -47,6 +47,8 @@ pub struct World {
     pub acked: Vec<(u64, At)>,
     /// Records that counted at some time.
     pub ever: HashSet<u64>,
+    /// What owners were told to keep beside the log.
+    pub kept: HashSet<At>,
     pub front: At,
     pub record: u64,
     pub lossy: bool,
@@ -101,6 +103,11 @@ impl World {
                     self.owners[n].look = Some(known);
                 }
                 Action::Trim(at) => self.owners[n].trims.push_back(at),
+                Action::Keep(at, bytes) => {
+                    let there = self.log.get(at as usize - 1).and_then(Option::as_ref);
+                    assert!(self.lossy || there == Some(&bytes.to_vec()), "what is kept is what lies there");
+                    self.kept.insert(at);
+                }
                 Action::Tell(event) => self.tell(n, event),
             }
         }
@@ -125,6 +132,7 @@ impl World {
                 let (pushed, records) = owner.pushed.remove(0);
                 assert_eq!(pushed, number, "in order");
                 assert_eq!(parts.len(), 1);
+                assert!(self.kept.contains(&parts[0].at), "kept before it is acknowledged");
                 owner.applied.extend(&records);
                 self.acked.extend(records.iter().map(|r| (*r, parts[0].at)));
             }

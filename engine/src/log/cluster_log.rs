@@ -87,6 +87,8 @@ pub struct Fence {
 /// What a place tells its user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClusterLogEvent {
+    /// This node's own files cannot be written: what is stored is kept in NATS only from now on.
+    NotKept(String),
     /// A batch is safe.
     Safe {
         /// The partition.

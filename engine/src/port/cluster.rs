@@ -109,6 +109,7 @@ fn tell_log(shared: &Shared, event: ClusterLogEvent) {
             };
             return shared.events.push(json!({"event": "log", "state": state, "why": why}));
         }
+        ClusterLogEvent::NotKept(why) => return shared.events.push(json!({"event": "not_kept", "why": why})),
         ClusterLogEvent::Safe { partition, .. }
         | ClusterLogEvent::Read { partition, .. }
         | ClusterLogEvent::Again { partition }

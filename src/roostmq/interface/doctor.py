@@ -130,6 +130,9 @@ def _partitions(told: dict[str, Any], say: Say) -> None:
     if full := sorted(p for p, is_full in last.items() if is_full):
         text = f"the logs of {len(full)} partitions of {told['node']} are full: {full[:8]}"
         say("error", "NATS", text, "acknowledgements for their sessions wait: give the streams a higher max_bytes")
+    for note in (n for n in told["notes"] if n["event"] == "not_kept"):
+        text = f"keeps nothing beside NATS any more: {note['why']}"
+        say("warning", told["node"], text, "see to the disk of its `cache_dir`, then restart it")
     damaged = [n for n in told["notes"] if n["event"] == "log_damaged"]
     for note in damaged:
         where = f"partition {note['partition']}"

@@ -106,15 +106,16 @@ class Cluster:
         while not ended.is_set():
             try:
                 self.registry = await NatsRegistry.open(access_of(self.options), self.options.name)
-                self.streams = (await read_meta(self.registry, self.options.name, self.token)).streams
+                meta = await read_meta(self.registry, self.options.name, self.token)
                 await check_format(self.registry)
                 self.slot = await take_slot(self.registry, self.options.name, self.node)
                 await self._read()
-                start = max(self.incarnation, self.members.last(self.node) + 1)
-                self.incarnation = self.lease.incarnation = start
+                self.streams = meta.streams
+                self.incarnation = max(self.incarnation, self.members.last(self.node) + 1)
+                self.lease.incarnation = self.incarnation
                 if not self.token.secret:
                     self.log.warning("links are not encrypted: the join token is from an older release")
-                return engine_settings(self.options, self.token, self.streams, self.slot, self.incarnation)
+                return engine_settings(self.options, self.token, meta, self.slot, self.incarnation)
             except UnavailableError as problem:
                 self.log.warning("NATS is away", error=str(problem))
                 with contextlib.suppress(TimeoutError):
@@ -151,7 +152,7 @@ class Cluster:
                 self.log.info("log", **event.fields)
             case "served":
                 self.served[event["partition"]] = event["epoch"]
-            case "resigned" | "log_damaged" | "log_full":
+            case "resigned" | "log_damaged" | "log_full" | "not_kept":
                 self.notes.append({"event": event.name, **event.fields})
                 del self.notes[:-100]
                 self.log.warning(event.name, **event.fields)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -90,12 +91,15 @@ async def take_slot(registry: Registry, name: str, node: NodeId) -> int:
             await registry.replace("slots", value, entry.revision if entry is not None else 0)
 
 
-def engine_settings(o: Options, token: JoinToken, streams: int, slot: int, incarnation: int) -> dict[str, Any]:
+def engine_settings(o: Options, token: JoinToken, meta: codec.Meta, slot: int, incarnation: int) -> dict[str, Any]:
     """What the engine must know of the cluster."""
     sync = "any" if o.ack_default == "replicated" else "asserted" if o.assert_sync else "always"
-    nats = access_of(o).engine_settings() | {"cluster": o.name, "streams": streams, "sync": sync}
+    nats = access_of(o).engine_settings() | {"cluster": o.name, "streams": meta.streams, "sync": sync}
     if o.system_user is not None:
         nats |= {"system_user": o.system_user, "system_password": o.system_password}
+    if o.cache_dir is not None:
+        head = {"cluster": o.name, "key_id": meta.key_id, "life": meta.life, "node": o.node}
+        nats |= {"cache_dir": o.cache_dir, "cache_bytes_max": o.cache_bytes_max, "cache_head": json.dumps(head)}
     site = {"slot": slot, "incarnation": incarnation, "links": o.links, "nats": nats}
     if token.secret:
         site |= {"secret": token.secret, "encrypt_loopback": o.link_tls == "always"}

@@ -1,14 +1,13 @@
-"""Backup of a whole cluster while it runs, and its restore into an empty NATS.
+"""Backup of a whole cluster while it runs; into the same folder again, what has come since.
 
-A backup is a folder: a snapshot of each stream of the log, then one of the registry, each made by NATS at one moment,
-and `manifest.json` with the SHA-256 of each. A partition is in one stream, so what is kept of it is consistent; the
-registry comes last, so no log obeys an epoch that its table does not know. The hash key is in the join token only:
-keep that too.
+A backup is a folder: of each stream of the log a snapshot, made by NATS at one moment, and files of the appends that
+came later, one for each time that it was continued; a snapshot of the registry; and `manifest.json` with the SHA-256 of
+each. A partition is in one stream, so what is kept of it is consistent; the registry comes last, so no log obeys an
+epoch that its table does not know. The hash key is in the join token only: keep that too.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import time
@@ -20,7 +19,7 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
 from roostmq.errors import UnavailableError, UnsuitableError
-from roostmq.store import codec
+from roostmq.store import codec, later
 from roostmq.store.access import NatsAccess
 from roostmq.store.nats_kv import NatsRegistry, connect
 from roostmq.store.streams import PATIENCE_S, ask, streams_of
@@ -28,31 +27,57 @@ from roostmq.store.streams import PATIENCE_S, ask, streams_of
 CHUNK_BYTES = 128 * 1024
 TRIES = 5
 MANIFEST = "manifest.json"
+VERSION = 2
 Tell = Callable[[str], None]
 
 
 async def backup(access: NatsAccess, cluster: str, folder: Path, tell: Tell) -> dict[str, Any]:
-    """Write a backup into a new or empty folder; the manifest.
+    """Write a backup into a new or empty folder, or continue the one that is there; the manifest.
 
-    Raises UnsuitableError if something is there already or NATS knows no such cluster, UnavailableError.
+    Raises UnsuitableError if something else is there or NATS knows no such cluster, UnavailableError.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise UnsuitableError(f"{folder} is not empty: a backup does not replace anything")
     registry = await NatsRegistry.open(access, cluster)
     try:
         entry = await registry.get("meta")
         if entry is None:
             raise UnsuitableError(f"cluster `{cluster}` is half made: run `roost cluster init` again")
         meta = codec.unpack_meta(entry.value)
+        before = _continued(folder, meta)
         for _ in range(TRIES):
             owners = await _owners(registry)
-            manifest = await _snapshots(access, cluster, meta, folder, tell)
+            manifest = await _write(access, meta, folder, before, tell)
             if await _owners(registry) == owners:
+                _finish(folder, manifest)
                 return manifest
             tell("partitions have changed owners meanwhile: once more")
         raise UnavailableError("partitions change owners again and again: try when the cluster is at rest")
     finally:
         await registry.close()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What a backup consists of. Raises UnsuitableError."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise UnsuitableError(f"{folder} holds no complete backup: {error}") from None
+    if manifest.get("version") != VERSION:
+        text = f"{folder}: a backup of version {manifest.get('version')}; this release reads version {VERSION}"
+        raise UnsuitableError(text)
+    return manifest
+
+
+def _continued(folder: Path, meta: codec.Meta) -> dict[str, Any] | None:
+    """The manifest of the backup that is to be continued, if there is one. Raises UnsuitableError."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return None
+    if not (folder / MANIFEST).exists():
+        raise UnsuitableError(f"{folder} is not empty and holds no backup: name another folder")
+    manifest = read_manifest(folder)
+    if (manifest["cluster"], manifest["key_id"], manifest["life"]) != (meta.name, meta.key_id, meta.life):
+        what = "another cluster" if manifest["key_id"] != meta.key_id else "this cluster as it was before a restore"
+        raise UnsuitableError(f"{folder} holds a backup of {what}: begin a new one in another folder")
+    return manifest
 
 
 async def _owners(registry: NatsRegistry) -> Any:
@@ -62,19 +87,43 @@ async def _owners(registry: NatsRegistry) -> Any:
     return [(a.epoch, a.logs) for a in rows]
 
 
-async def _snapshots(access: NatsAccess, cluster: str, meta: codec.Meta, folder: Path, tell: Tell) -> dict[str, Any]:
+async def _write(
+    access: NatsAccess, meta: codec.Meta, folder: Path, before: dict[str, Any] | None, tell: Tell
+) -> dict[str, Any]:
+    """Everything but the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
-    client = await connect(access, f"roost backup {cluster}")
+    part = before["part"] + 1 if before is not None else 0
+    had = {s["name"]: s for s in before["streams"]} if before is not None else {}
+    client = await connect(access, f"roost backup {meta.name}")
+    *logs, registry = streams_of(meta.name, meta.streams)
     streams = []
     try:
-        for name in streams_of(cluster, meta.streams):
-            streams.append(await _snapshot(client, name, folder / f"{name}.snapshot"))
-            tell(f"{name}: {streams[-1]['state']['messages']} messages, {streams[-1]['bytes']} bytes")
+        for name in logs:
+            if (stream := had.get(name)) is not None:
+                found = await later.write(client, stream, folder / f"{name}.{part}.later")
+                streams.append(stream | {"later": [*stream["later"], found.pop("file")], **found})
+                tell(f"{name}: {streams[-1]['later'][-1]['messages']} messages more, up to {found['last']}")
+            else:
+                made = await _snapshot(client, name, folder / f"{name}.snapshot")
+                streams.append(made | {"later": [], "fronts": {}, "last": made["state"]["last_seq"]})
+                tell(f"{name}: {made['state']['messages']} messages, {made['bytes']} bytes")
+        made = await _snapshot(client, registry, folder / f"{registry}.{part}.snapshot")
+        streams.append(made | {"later": [], "fronts": {}, "last": made["state"]["last_seq"]})
     finally:
         await client.close()
-    manifest = {"version": 1, "cluster": cluster, "key_id": meta.key_id, "at": int(time.time()), "streams": streams}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-    return manifest
+    facts = {"version": VERSION, "part": part, "cluster": meta.name, "key_id": meta.key_id, "life": meta.life}
+    return facts | {"at": int(time.time()), "streams": streams}
+
+
+def _finish(folder: Path, manifest: dict[str, Any]) -> None:
+    """From now on this is the backup; what belongs to none goes."""
+    fresh = folder / f"{MANIFEST}.new"
+    fresh.write_text(json.dumps(manifest, indent=1) + "\n")
+    fresh.replace(folder / MANIFEST)
+    wanted = {file["file"] for s in manifest["streams"] for file in (s, *s["later"])}
+    for path in (*folder.glob("*.snapshot"), *folder.glob("*.later")):
+        if path.name not in wanted:
+            path.unlink()
 
 
 async def _snapshot(client: Client, name: str, file: Path) -> dict[str, Any]:
@@ -104,70 +153,3 @@ async def _snapshot(client: Client, name: str, file: Path) -> dict[str, Any]:
         "name": name, "file": file.name, "bytes": size, "sha256": digest.hexdigest(), "config": told["config"],
         "state": told["state"],
     }  # fmt: skip
-
-
-def check(folder: Path) -> dict[str, Any]:
-    """The manifest of a backup whose files are what they were. Raises UnsuitableError with the file that is not."""
-    try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise UnsuitableError(f"{folder} holds no complete backup: {error}") from None
-    if manifest.get("version") != 1:
-        raise UnsuitableError(f"{folder}: a backup of version {manifest.get('version')}; this release reads version 1")
-    for stream in manifest["streams"]:
-        file = folder / stream["file"]
-        try:
-            found = hashlib.sha256(file.read_bytes()).hexdigest()
-        except OSError as error:
-            raise UnsuitableError(f"{file} cannot be read: {error}") from None
-        if found != stream["sha256"]:
-            raise UnsuitableError(f"{file} is not what it was: its SHA-256 differs from that in {MANIFEST}")
-    return manifest
-
-
-async def restore(access: NatsAccess, folder: Path, replicas: int | None, tell: Tell) -> dict[str, Any]:
-    """Put everything into a NATS that knows nothing of this cluster; the manifest.
-
-    `replicas`: copies of everything from now on; None as it was. Raises UnsuitableError, UnavailableError.
-    """
-    manifest = await asyncio.to_thread(check, folder)
-    client = await connect(access, f"roost restore {manifest['cluster']}")
-    try:
-        for stream in manifest["streams"]:
-            there = await ask(client, f"$JS.API.STREAM.INFO.{stream['name']}", b"", missing_ok=True)
-            if there:
-                text = f"NATS has a stream {stream['name']} already: a restore wants a NATS without this cluster"
-                raise UnsuitableError(text)
-        for stream in manifest["streams"]:
-            await _put(client, folder, stream, replicas)
-            tell(f"{stream['name']}: {stream['state']['messages']} messages")
-    finally:
-        await client.close()
-    return manifest
-
-
-async def _put(client: Client, folder: Path, stream: dict[str, Any], replicas: int | None) -> None:
-    name = stream["name"]
-    config = stream["config"] | ({"num_replicas": replicas} if replicas is not None else {})
-    request = json.dumps({"config": config, "state": stream["state"]}).encode()
-    told = await ask(client, f"$JS.API.STREAM.RESTORE.{name}", request)
-    subject = told["deliver_subject"]
-    with (folder / stream["file"]).open("rb") as file:
-        while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
-            await _send(client, subject, chunk, name)
-    answer = json.loads(await _send(client, subject, b"", name))
-    if "error" in answer:
-        raise UnsuitableError(f"{name} cannot be restored: {answer['error'].get('description')}")
-    got, had = answer["state"], stream["state"]
-    if (got["messages"], got["last_seq"]) != (had["messages"], had["last_seq"]):
-        text = (
-            f"{name}: {got['messages']} messages up to {got['last_seq']}, not {had['messages']} up to {had['last_seq']}"
-        )
-        raise UnsuitableError(text)
-
-
-async def _send(client: Client, subject: str, data: bytes, name: str) -> bytes:
-    try:
-        return bytes((await client.request(subject, data, timeout=PATIENCE_S)).data)
-    except (NatsError, OSError, TimeoutError) as error:
-        raise UnavailableError(f"{name}: NATS broke the restore off: {error!r}") from None

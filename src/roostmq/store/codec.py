@@ -33,13 +33,15 @@ MAGIC = b"RST1"
 
 @dataclass(frozen=True, slots=True)
 class Meta:
-    """What `cluster init` has laid down: it never changes."""
+    """What `cluster init` has laid down: it never changes, but for `life`."""
 
     name: str
     partitions: int
     key_id: str
     """Fingerprint of the hash key; the key itself is in the join token only."""
     streams: int = 8
+    life: int = 0
+    """Counts restores: what was kept beside NATS in another life continues no backup of this one."""
 
 
 def pack(value: Any) -> bytes:

@@ -59,7 +59,7 @@ async def lay_down(
     try:
         meta = codec.Meta(plot.name, plot.partitions, key_id, plot.streams)
         there = await registry.get("meta")
-        if there is not None and codec.unpack_meta(there.value) != meta:
+        if there is not None and replace(codec.unpack_meta(there.value), life=0) != meta:
             raise UnsuitableError(f"NATS knows another cluster `{plot.name}` already: choose another name")
         if there is not None and fill is not None:
             raise UnsuitableError(f"cluster `{plot.name}` is laid down already: an import begins a new one")

@@ -34,9 +34,18 @@ def parser() -> argparse.ArgumentParser:
     cluster_moves.add_parsers(sub)
     cluster_rebalance.add_parser(sub)
     cluster_split.add_parser(sub)
-    save = sub.add_parser("backup", help="write everything that the cluster keeps into a new folder, while it runs")
+    save = sub.add_parser("backup", help="write everything that the cluster keeps into a folder, while it runs")
     save.add_argument("name", help="name of the cluster")
     load = sub.add_parser("restore", help="put a backup into a NATS that knows nothing of this cluster")
+    load.add_argument(
+        "--cache",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="DIR",
+        help="`cache_dir` of a node: what it has kept that is newer than the backup is told and put there too; "
+        "name those of all nodes",
+    )
     load.add_argument("--replicas", type=int, choices=(1, 3), help="copies of everything in NATS; default: as it was")
     for one in (save, load):
         one.add_argument("folder", type=Path, metavar="DIR", help="folder of the backup")
@@ -72,7 +81,8 @@ def main(words: list[str]) -> int:
 
 def _keep(o: argparse.Namespace) -> int:
     from roostmq.store.access import NatsAccess
-    from roostmq.store.backup import backup, restore
+    from roostmq.store.backup import backup
+    from roostmq.store.restore import restore
 
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -82,10 +92,19 @@ def _keep(o: argparse.Namespace) -> int:
         manifest = asyncio.run(backup(access, o.name, o.folder, tell))
         done = f"backup of `{o.name}` is in {o.folder}; keep the join token with it: the hash key is only there"
     else:
-        manifest = asyncio.run(restore(access, o.folder, o.replicas, tell))
-        done = f"cluster `{manifest['cluster']}` is restored as it was at {time.ctime(manifest['at'])}; start its nodes"
+        manifest = asyncio.run(restore(access, o.folder, o.replicas, o.cache, tell))
+        done = f"cluster `{manifest['cluster']}` is restored as it was at {time.ctime(manifest['at'])}"
+        done += f"{_newer(manifest['newer'], bool(o.cache))}; start its nodes"
     print(json.dumps(manifest) if o.json else done)
     return 0
+
+
+def _newer(found: list[dict[str, Any]], asked: bool) -> str:
+    if not asked:
+        return ", and not later: no --cache was given"
+    records, left = sum(n["records"] for n in found), sum(n["left_out"] for n in found)
+    text = f", and with {records} records of {len(found)} partitions that nodes had kept since"
+    return text + (f"; {left} appends could not be used" if left else "")
 
 
 def _status(told: dict[str, Any]) -> None:

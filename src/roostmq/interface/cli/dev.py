@@ -129,6 +129,7 @@ class Dev:
         o = self.options
         config = self.folder / f"n{n + 1}.toml"
         urls = ", ".join(json.dumps(url) for url in self.nats.urls)
+        cache = f"cache_dir = {json.dumps(str(self.folder / f'n{n + 1}.cache'))}\n" if o.data is not None else ""
         config.write_text(
             f"""lanes = {o.lanes}
 partitions = {o.partitions}
@@ -152,7 +153,7 @@ nats = [{urls}]
 system_user = "system"
 system_password = "system"
 ack_default = "{o.ack_default}"
-{o.node_config.read_text() if o.node_config is not None else ""}"""
+{cache}{o.node_config.read_text() if o.node_config is not None else ""}"""
         )
         with open(self.folder / f"n{n + 1}.err", "a") as errors:
             self.nodes[n] = subprocess.Popen(
