@@ -49,6 +49,9 @@ pub struct Step {
     /// How late messages of a schedule were sent that no window held back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub late_us: Option<Spread>,
+    /// From the instant when a message was due until it was acknowledged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub acknowledged_us: Option<Spread>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub broker: Option<Cost>,
     /// Growth of the broker's memory for each of the count.

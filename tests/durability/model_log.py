@@ -51,6 +51,8 @@ RULES = {
 }
 A, B, C = range(3)
 LANES = "ABC"
+MAY_WAIT = ("Acknowledged",)
+"""Nobody is told anything that rests on it: it goes with the lane's next piece, or after a while alone."""
 
 
 class Machine:
@@ -74,10 +76,9 @@ class Machine:
     def write(self, w, lane, record, late=False):
         """Applied in memory at once; `late` is what happens when a rule about the order is missing."""
         w.mem = self.apply(w.mem, record)
-        if late or "pieces-before-mail" not in self.on:
-            w.made += ((lane, record),)
-        else:
-            w.wait += ((lane, record),)
+        w.made += ((lane, record),)
+        if not late and record[0] not in MAY_WAIT and "pieces-before-mail" in self.on:
+            self.hand_over(w, lane)
 
     def when_safe(self, w, rule, lane, effect, *args):
         """The effect goes with the last record that this lane has on its way; at once if there is none."""

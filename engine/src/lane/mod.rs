@@ -369,7 +369,7 @@ impl Lane {
         let next = next.map(|ms| Duration::from_millis(ms.saturating_sub(self.shared.clock.now_ms())));
         let look = if self.fleet_waits() { FLEET_WAIT } else { FLEET_LOOK };
         let fleet = self.fleet.is_some().then_some(look);
-        [next, fleet, self.walks_on_in()].into_iter().flatten().min()
+        [next, fleet, self.log_wants_in()].into_iter().flatten().min()
     }
 
     fn on_event(&mut self, event: &mio::event::Event) {

@@ -63,10 +63,15 @@ impl Lane {
     /// The end of a tick: some of a checkpoint, then what the partitions wrote.
     pub(super) fn append_shared(&mut self) {
         let Some(log) = self.shared.cluster_log.get().cloned() else { return };
+        let (now_ms, ended) = (self.now_ms, self.ended);
         let Some(fleet) = &mut self.fleet else { return };
         for (number, partition) in (0..).zip(&mut self.partitions) {
             let Some(partition) = partition.as_deref_mut() else { continue };
             let walks = fleet.walks.entry(number).or_default();
+            let may_wait = partition.may_wait_until_ms().is_some_and(|until| now_ms < until) && walks.walking.is_none();
+            if may_wait && !ended {
+                continue;
+            }
             if let Some(batch) = partition.take_batch() {
                 walks.since += batch.records.len() + APPEND_BYTES;
                 log.append(batch.counted_from_0());

@@ -41,6 +41,9 @@ struct Written {
 
 /// What each message costs beside its bytes while its body is in memory.
 const OVERHEAD: usize = 64;
+/// So long, and as long as it is less than so many bytes, what nobody waits for is kept back.
+const PATIENCE_MS: u64 = 250;
+const PATIENCE_BYTES: usize = 16 * 1024;
 
 /// See the top of the file.
 #[derive(Debug, Default)]
@@ -49,6 +52,8 @@ pub struct Journal {
     pub on: bool,
     records: Vec<u8>,
     count: u32,
+    /// Since when all that waits to be taken may wait (milliseconds); `None`: it may not, or nothing does.
+    patient: Option<u64>,
     last: Position,
     safe: Position,
     batch: u64,
@@ -101,6 +106,7 @@ impl Journal {
 
     /// Where the next record is written, with its offset; `note` what was written afterwards.
     pub(super) fn begin(&mut self) -> (&mut Vec<u8>, u32) {
+        self.patient = None;
         let offset = u32::try_from(self.records.len()).unwrap_or(u32::MAX);
         self.last += 1;
         self.count += 1;
@@ -132,6 +138,7 @@ impl Journal {
         if self.count == 0 {
             return None;
         }
+        self.patient = None;
         let count = std::mem::take(&mut self.count);
         let first = self.last + 1 - u64::from(count);
         let number = self.batch;
@@ -148,9 +155,13 @@ impl Partition {
         }
         let mut offset = None;
         if self.journal.on {
+            let (alone, since) = (!self.journal.is_waiting(), self.journal.patient);
             let (records, at) = self.journal.begin();
             encode(self.number, &self.state, &record, records);
             offset = Some(at);
+            if matches!(record, Record::Acknowledged { .. }) {
+                self.journal.patient = if alone { Some(self.now_ms) } else { since };
+            }
         }
         let slot = record.slot();
         let bytes = |p: &Self| slot.and_then(|s| p.state.session(s)).map_or(0, |s| s.queue.bytes());
@@ -193,6 +204,14 @@ impl Partition {
     #[must_use]
     pub fn unlogged_bytes(&self) -> usize {
         self.journal.bytes()
+    }
+
+    /// Until when what was written need not be taken: it only says that messages are done. Nobody is told anything that rests on
+    /// it, so it goes with the next record, and only after [`PATIENCE_MS`] alone: an append or a sync each costs more than all else.
+    #[must_use]
+    pub fn may_wait_until_ms(&self) -> Option<u64> {
+        let waits = self.held_back.is_empty() && !self.paused && self.journal.bytes() < PATIENCE_BYTES;
+        self.journal.patient.filter(|_| waits).map(|since_ms| since_ms + PATIENCE_MS)
     }
 
     /// What was written since the last call, for the log.

@@ -128,7 +128,12 @@ fn effects_wait_until_records_are_safe() {
     assert!(step(&mut p, Input::Fence { question: 7 }).iter().any(|e| matches!(e, Effect::Fenced { question: 7 })));
     let effects = publish(&mut p, session, QoS::AtLeastOnce, 2, Default::default());
     assert!(matches!(effects[..], [Effect::Deliver(_)]), "QoS 1 leaves at once, its answer waits");
+    assert_eq!(p.may_wait_until_ms(), None, "somebody waits for it");
     assert!(matches!(sync(&mut p)[..], [Effect::Answer { .. }]));
+    step(&mut p, Input::Ack { session, connection: ME, kind: AckKind::Puback, id: id + 1, reason: Reason::SUCCESS });
+    assert_eq!(p.may_wait_until_ms(), Some(5_250), "nobody waits for what is done");
+    publish(&mut p, session, QoS::AtLeastOnce, 3, Default::default());
+    assert!(p.may_wait_until_ms().is_none() && p.take_batch().unwrap().count == 2, "it goes with the next one");
 }
 
 /// Clean Start ends a session that would outlive a restart: its end is safe before CONNACK says that it is gone, also when

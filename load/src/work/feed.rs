@@ -44,6 +44,8 @@ pub struct Feed<'a> {
     next: (usize, u64),
     pub sent: u64,
     pub late: Histogram<u64>,
+    /// On a schedule: from the instant when a message was due until it was acknowledged.
+    pub acknowledged: Histogram<u64>,
     looked_ns: u64,
 }
 
@@ -66,6 +68,7 @@ impl<'a> Feed<'a> {
             next: (0, 0),
             sent: 0,
             late: histogram()?,
+            acknowledged: histogram()?,
             looked_ns: begin_ns,
         })
     }
@@ -140,6 +143,13 @@ impl<'a> Feed<'a> {
         let scheduled = self.period_ns > 0.0;
         let Some(p) = inbox.publishers.get_mut(number) else { return };
         p.listed = false;
+        if scheduled && inbox.measuring {
+            for sequence in p.told..p.acked {
+                let ns = now_ns.saturating_sub(self.due_ns(p.flow, sequence));
+                self.acknowledged.saturating_record(ns);
+            }
+        }
+        p.told = p.acked;
         let bound = d.client(p.id).map_or(0, |c| u64::from(c.receive_maximum));
         let arrived = self.shared.flows.get(p.flow).map_or(0, |f| f.delivered.load(Ordering::Relaxed));
         let settled = arrived.checked_div(p.receivers).unwrap_or(u64::MAX).saturating_add(p.forgiven);

@@ -23,6 +23,8 @@ pub struct Publisher {
     pub receivers: u64,
     pub sent: u64,
     pub acked: u64,
+    /// Acknowledged messages whose times were noted.
+    pub told: u64,
     /// On a schedule: messages whose time has come.
     pub due: u64,
     /// Messages that are not waited for any more: they seem to be lost.

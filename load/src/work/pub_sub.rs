@@ -39,6 +39,7 @@ struct Part {
     sent: u64,
     latency: Histogram<u64>,
     late: Histogram<u64>,
+    acknowledged: Histogram<u64>,
     step: Step,
     unsent: u64,
     acks_out_of_order: u64,
@@ -64,7 +65,7 @@ pub fn run(plan: &Plan, shared: &Shared) -> Result<Report, String> {
     })
     .map_err(|why| shared.failed().unwrap_or(why))?;
     let (mut faults, mut acks_out_of_order, mut notes) = (Faults::default(), 0, Vec::new());
-    let (mut latency, mut late) = (histogram()?, histogram()?);
+    let (mut latency, mut late, mut acknowledged) = (histogram()?, histogram()?, histogram()?);
     let longest = parts.iter().max_by(|a, b| a.step.seconds.total_cmp(&b.step.seconds));
     let mut step = longest.map(|p| p.step.clone()).unwrap_or_default();
     let unsent: u64 = parts.iter().map(|p| p.unsent).sum();
@@ -79,6 +80,7 @@ pub fn run(plan: &Plan, shared: &Shared) -> Result<Report, String> {
         acks_out_of_order += part.acks_out_of_order;
         latency.add(part.latency).map_err(|e| e.to_string())?;
         late.add(part.late).map_err(|e| e.to_string())?;
+        acknowledged.add(part.acknowledged).map_err(|e| e.to_string())?;
         notes.extend(part.notes);
     }
     step.per_second = step.count as f64 / step.seconds.max(1e-9);
@@ -87,6 +89,7 @@ pub fn run(plan: &Plan, shared: &Shared) -> Result<Report, String> {
     }
     step.latency_us = Spread::of(&latency);
     step.late_us = Spread::of(&late);
+    step.acknowledged_us = Spread::of(&acknowledged);
     step.judge(plan.threads, plan.rate > 0.0);
     notes.dedup();
     notes.extend(not_kept(unsent));
@@ -141,6 +144,7 @@ fn one(plan: &Plan, shared: &Shared, thread: usize) -> Result<Part, String> {
         sent: step.sent.unwrap_or(0),
         latency: inbox.latency,
         late: feed.late,
+        acknowledged: feed.acknowledged,
         acks_out_of_order: inbox.acks_out_of_order,
         notes: inbox.notes,
         step,
@@ -201,6 +205,7 @@ pub(super) fn publishers(
             receivers: heard.get(flow).copied().unwrap_or(0),
             sent: 0,
             acked: 0,
+            told: 0,
             due: 0,
             forgiven: 0,
             listed: false,

@@ -120,6 +120,9 @@ def _own(name: str, p: argparse.ArgumentParser) -> None:
         g.add_argument(
             "--warmup", type=float, default=0.5, dest="warmup_s", metavar="S", help="traffic before measuring"
         )
+        g.add_argument(
+            "--persistent", action="store_true", help="sessions that outlive their connection; they stay there"
+        )
         g.add_argument("--threads", type=int, default=1, metavar="N", help="threads of the generator")
     if name in ("connect", "retained", "subscriptions", "offline"):
         what = {"connect": "connections", "retained": "topics", "subscriptions": "filters", "offline": "sessions"}[name]
@@ -221,7 +224,7 @@ def told(report: dict[str, Any]) -> str:
     for step in report["steps"]:
         rate = f", {step['per_second']:,.0f} per second" if step["per_second"] else ""
         lines.append(f"{step['name']}: {step['count']:,} {step['unit']} in {step['seconds']:.2f} s{rate}")
-        for key, what in (("latency_us", "latency"), ("late_us", "late")):
+        for key, what in (("latency_us", "latency"), ("acknowledged_us", "acknowledged"), ("late_us", "late")):
             if key in step:
                 t = step[key]
                 lines.append(
