@@ -30,7 +30,8 @@ from roostmq.store.nats_kv import NatsRegistry, connect
 from roostmq.store.streams import PATIENCE_S, ask
 
 WINDOW = 256
-"""Messages that are under way at once."""
+WINDOW_BYTES = 8 * 1024 * 1024
+"""Messages that are under way at once, and their bytes."""
 
 
 async def restore(
@@ -178,15 +179,17 @@ async def _end(client: Client, stream: dict[str, Any], partition: PartitionId) -
 async def _append(client: Client, base: str, at: int, wanted: Sequence[Kept]) -> int:
     """Put appends at the addresses that they had, behind `at`; the last address."""
     under_way: list[asyncio.Task[int]] = []
+    size = 0
     for one in wanted:
         append = one.append
         await _fill(client, base, append.address - at - 1)
         at = append.address
         under_way.append(asyncio.ensure_future(_publish(client, f"{base}.{append.partition}", one.read(), at)))
         await asyncio.sleep(0)  # in this order
-        if len(under_way) == WINDOW:
+        size += one.length
+        if len(under_way) == WINDOW or size > WINDOW_BYTES:
             await asyncio.gather(*under_way)
-            under_way.clear()
+            under_way, size = [], 0
     await asyncio.gather(*under_way)
     return at
 
