@@ -18,5 +18,4 @@ pub mod read;
 pub mod replay;
 pub mod stream;
 pub mod sync;
-mod tail;
 mod work;

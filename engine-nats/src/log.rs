@@ -80,9 +80,7 @@ pub(crate) enum Command {
     Append(Batch),
     Fence(Fence),
     Release(u16),
-    Last(u16),
     Read(u16, Anchor),
-    Follow(Vec<(u16, Anchor)>),
     Checkpoint(u16, At),
     Trim(u16, At),
 }
@@ -167,16 +165,8 @@ impl ClusterLog for NatsLog {
         self.tell(Command::Release(partition));
     }
 
-    fn last(&self, partition: u16) {
-        self.tell(Command::Last(partition));
-    }
-
     fn read(&self, partition: u16, known: Anchor) {
         self.tell(Command::Read(partition, known));
-    }
-
-    fn follow(&self, partitions: Vec<(u16, Anchor)>) {
-        self.tell(Command::Follow(partitions));
     }
 
     fn checkpoint(&self, partition: u16, at: At) {

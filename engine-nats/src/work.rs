@@ -13,7 +13,6 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use roostmq_engine::log::{At, Batch, ClusterLogEvent, ClusterLogState, Fence};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::task::JoinHandle;
 
 use crate::ask::Asker;
 use crate::cache::Cache;
@@ -21,7 +20,7 @@ use crate::chain::{Action, Answer, Chain, Seen};
 use crate::log::{BATCH_BYTES, Command, NatsStats, Options};
 use crate::read::{WIDTH, next_width};
 use crate::stream::{Suits, SyncNeed};
-use crate::{read, stream, sync, tail};
+use crate::{read, stream, sync};
 
 /// How soon a place that does not suit is looked at again.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -70,7 +69,6 @@ pub(crate) struct Work {
     open: bool,
     /// Commands that came before that.
     held: Vec<Command>,
-    followed: Vec<JoinHandle<()>>,
     cache: Option<Cache>,
 }
 
@@ -82,7 +80,7 @@ impl Work {
         stats: Arc<NatsStats>,
     ) -> Self {
         let doing = FuturesUnordered::new();
-        let (writers, held, followed) = (HashMap::new(), Vec::new(), Vec::new());
+        let (writers, held) = (HashMap::new(), Vec::new());
         Self {
             options,
             inbox,
@@ -96,7 +94,6 @@ impl Work {
             refused: None,
             open: false,
             held,
-            followed,
             cache: None,
         }
     }
@@ -122,7 +119,6 @@ impl Work {
                 _ = idle.tick() => self.idle(&ask),
             }
         }
-        self.unfollow();
     }
 
     /// `None` if the broker ended before there was anything to connect to.
@@ -195,14 +191,9 @@ impl Work {
             Command::Append(batch) => self.append(ask, batch),
             Command::Fence(fence) => self.fence(ask, fence),
             Command::Release(p) => self.forget(p),
-            Command::Last(p) => self.doing.push(last(ask.clone(), p)),
             Command::Read(partition, known) => {
                 let (ask, notify) = (ask.clone(), Arc::clone(&self.options.notify));
                 self.doing.push(Box::pin(async move { Done::Told(read::read(&ask, partition, known, &notify).await) }));
-            }
-            Command::Follow(partitions) => {
-                self.unfollow();
-                self.followed = tail::follow(ask, &self.options.notify, partitions);
             }
             Command::Checkpoint(p, at) => {
                 if let Some(writer) = self.writers.get_mut(&p) {
@@ -356,10 +347,6 @@ impl Work {
         }
         self.check(ask, system, after);
     }
-
-    fn unfollow(&mut self) {
-        self.followed.drain(..).for_each(|task| task.abort());
-    }
 }
 
 fn pause(tries: u32) -> Duration {
@@ -387,22 +374,6 @@ fn trim(ask: Asker, p: u16, number: u64, before: At) -> Doing {
             tokio::time::sleep(PAUSE_MAX).await;
         }
         Done::Trimmed(p, number, before, done)
-    })
-}
-
-fn last(ask: Asker, partition: u16) -> Doing {
-    Box::pin(async move {
-        let mut tries = 0;
-        loop {
-            // "not found" is asked again: a leader that is none any more may have said it
-            let found = ask.last(partition).await;
-            if let Some(found) = found.filter(|found| found.is_some() || tries > 2) {
-                let last = found.and_then(|(at, what)| what.map(|(mark, _)| (at, mark.header)));
-                return Done::Told(vec![ClusterLogEvent::Last { partition, last }]);
-            }
-            tries += 1;
-            tokio::time::sleep(pause(tries)).await;
-        }
     })
 }
 

@@ -98,7 +98,7 @@ pub enum ClusterLogEvent {
         /// Where its records lie, in order.
         parts: Vec<Part>,
     },
-    /// Appends of the chain, in order; of a read, of a fence, or of what is followed.
+    /// Appends of the chain, in order; of a read or of a fence.
     Read {
         /// The partition.
         partition: u16,
@@ -117,13 +117,6 @@ pub enum ClusterLogEvent {
         partition: u16,
         /// What the log reaches to.
         end: Anchor,
-    },
-    /// The last append of a partition; `None` if there is none.
-    Last {
-        /// The partition.
-        partition: u16,
-        /// Its address and header.
-        last: Option<(At, Header)>,
     },
     /// The epoch is in force and everything before it was told as `Read`: appends may follow.
     Fenced {
@@ -197,14 +190,8 @@ pub trait ClusterLog: Send + Sync + std::fmt::Debug {
     /// This process owns the partition no more: nothing more is sent for it.
     fn release(&self, partition: u16);
 
-    /// Asks for the last append: `Last` follows.
-    fn last(&self, partition: u16);
-
     /// Reads the log behind what is known: `Read`s follow, then `ReadEnd`, or `Damaged`.
     fn read(&self, partition: u16, known: Anchor);
-
-    /// From now on reads these partitions as they are written: `Read`s follow without end. Replaces what was followed before.
-    fn follow(&self, partitions: Vec<(u16, Anchor)>);
 
     /// Headers of a partition name this address as the beginning of its last complete checkpoint from now on.
     fn checkpoint(&self, partition: u16, at: At);

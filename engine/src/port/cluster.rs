@@ -114,7 +114,6 @@ fn tell_log(shared: &Shared, event: ClusterLogEvent) {
         | ClusterLogEvent::Read { partition, .. }
         | ClusterLogEvent::Again { partition }
         | ClusterLogEvent::ReadEnd { partition, .. }
-        | ClusterLogEvent::Last { partition, .. }
         | ClusterLogEvent::Fenced { partition, .. }
         | ClusterLogEvent::Resigned { partition, .. }
         | ClusterLogEvent::Damaged { partition, .. }
