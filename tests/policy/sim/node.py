@@ -174,34 +174,31 @@ class Node:
                 else:
                     self.interest[p] = (epoch, owner, start, frozenset())
 
-    def idle(self) -> tuple[Any, ...] | None:
-        """What a decision depends on where nothing goes on: the same as when there was nothing to decide, there is nothing now.
-
-        None: somebody is silent, and then time itself counts.
-        """
+    def inputs(self) -> tuple[Any, ...]:
+        """All that a decision depends on: where it was the same and nothing was to be done, nothing is to be done now."""
         w, now, version = self.world, self.world.now, self.members.version
-        if not self.joined or self.report is None or self.report.silent or self.report.version != version:
-            return None
-        settled, since = True, now - votes.SILENT_MS
-        for key in self.starts:
-            if key != self.key:
-                if self.heard.get(key, self.changed_ms) < since:
-                    return None
-                settled &= self.read.get(key[0], 0) >= version
-        quiet = now - self.changed_ms
-        return (w.news, version, self.table.version, settled, quiet > 1_000, quiet > 5_000)
+        since, read = now - votes.SILENT_MS, self.read
+        silent = tuple(key for key in self.starts if self.heard.get(key, self.changed_ms) < since and key != self.key)
+        behind = tuple(name for name, _ in self.starts if read.get(name, 0) < version and name != self.name)
+        quiet, report = now - self.changed_ms, self.report
+        late = lapsed = None
+        if silent or not self.joined or (report is not None and report.silent):
+            late = now - self.reported_ms > 5_000
+            lapsed = tuple(map(w.lapsed, self.members.nodes))
+        versions = (w.news, version, self.table.version, self.joined, report is None)
+        return (*versions, silent, behind, quiet > 1_000, quiet > 5_000, late, lapsed)
 
     def decide(self) -> None:
-        idle = self.idle()
-        if idle is not None and idle == self.was_idle:
-            return
-        self.decide_anew()
-        self.was_idle = self.idle() if self.change is None else None
+        inputs = self.inputs()
+        if inputs != self.was_idle:
+            self.decide_anew()
+            self.was_idle = self.inputs() if self.change is None else None
 
     def decide_anew(self) -> None:
         w = self.world
         if not self.joined:
-            w.joins[self.name], w.news = self.member(), w.news + 1
+            if w.joins.get(self.name) != (me := self.member()):
+                w.joins[self.name], w.news = me, w.news + 1
             if all(w.lapsed(m) for m in self.members.nodes):
                 self.change = self.compare("members", self.members, self.alone)
             return
