@@ -36,7 +36,10 @@ check: build
 	cargo fmt --check
 	cargo clippy --workspace --all-targets -- -D warnings
 
-test: check test-rust test-python
+# cargo's own tests and the extension module are built beside each other: neither keeps all cores busy
+test:
+	$(MAKE) -j2 check test-rust
+	$(MAKE) test-python
 
 test-rust:
 	cargo test --workspace --quiet

@@ -1,7 +1,8 @@
 """What clusters of 1, 3 and 6 nodes carry, and what a message costs all of them: `python bench/cluster.py`.
 
-Nodes, one NATS server that syncs every write, and the generator share this machine: figures count beside each other.
-Traffic enters and leaves by the first node, sessions are on all of them; every message is checked by `roost bench`.
+Nodes, NATS servers that sync every write, and the generators share this machine: figures count beside each other.
+There is a generator at each door; publishers and subscribers of one have their sessions on all nodes. `--first-door`:
+everything by the first node. Every message is checked by `roost bench`.
 """
 
 from __future__ import annotations
@@ -21,14 +22,24 @@ from typing import Any
 from built import ROOT
 
 ROOST = (sys.executable, "-m", "roostmq")
-PAIRS = 16
+PAIRS = 18
 
 
 @contextlib.contextmanager
-def cluster(nodes: int) -> Iterator[list[dict[str, Any]]]:
+def cluster(nodes: int, servers: int) -> Iterator[list[dict[str, Any]]]:
     """A running and balanced one: its nodes."""
     with tempfile.TemporaryDirectory(prefix="bench-cluster-") as folder:
-        command = [*ROOST, "dev", "--nodes", str(nodes), "--data", f"{folder}/c", "--json"]
+        command = [
+            *ROOST,
+            "dev",
+            "--nodes",
+            str(nodes),
+            "--nats-servers",
+            str(servers),
+            "--data",
+            f"{folder}/c",
+            "--json",
+        ]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
             try:
                 assert process.stdout is not None
@@ -50,29 +61,39 @@ def is_balanced(admin: str) -> bool:
         return serving and not json.load(answer)["moves"]
 
 
-def bench(nodes: list[dict[str, Any]], *words: str) -> dict[str, Any]:
-    """The last step of a load at the first node. Raises RuntimeError if a message was wrong."""
-    host, _, port = nodes[0]["mqtt"].rpartition(":")
+def bench(nodes: list[dict[str, Any]], doors: int, *words: str) -> dict[str, float]:
+    """The last step of a load at so many doors at once. Raises RuntimeError if a message was wrong."""
     pids = [word for n in nodes for word in ("--pid", str(n["pid"]))]
-    command = [*ROOST, "bench", *words, "--host", host, "--port", port, *pids, "--json", "--quiet"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(words)}: {done.stdout} {done.stderr}")
-    steps: list[dict[str, Any]] = json.loads(done.stdout)["steps"]
-    return next(s for s in steps if s["name"] in ("traffic", "load"))
+    running = []
+    for node in nodes[:doors]:
+        host, _, port = node["mqtt"].rpartition(":")
+        command = [*ROOST, "bench", *words, "--host", host, "--port", port, *pids, "--json", "--quiet"]
+        running.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT))
+    steps = []
+    for process in running:
+        said, error = process.communicate()
+        if process.returncode != 0:
+            raise RuntimeError(f"{' '.join(words)}: {said} {error}")
+        steps.append(next(s for s in json.loads(said)["steps"] if s["name"] in ("traffic", "load")))
+    per_second = sum(s["per_second"] for s in steps)
+    cores = statistics.mean(s["broker"]["cores"] for s in steps)
+    return {"per_second": per_second, "us": cores * 1e6 / per_second}
 
 
-def figures(count: int, seconds: float, rounds: int) -> dict[str, float]:
+def figures(count: int, a: argparse.Namespace) -> dict[str, float]:
     """Medians of some rounds with so many nodes."""
     seen: dict[str, list[float]] = {}
-    with cluster(count) as nodes:
-        for _ in range(rounds):
+    doors = 1 if a.first_door else count
+    pairs = str(PAIRS // doors)
+    with cluster(count, a.servers) as nodes:
+        for _ in range(a.rounds):
             for qos in (0, 1, 2):
-                words = ("pub-sub", "--publishers", str(PAIRS), "--subscribers", str(PAIRS), "--qos", str(qos))
-                step = bench(nodes, *words, "--window", "100", "--seconds", str(seconds))
+                words = ("pub-sub", "--publishers", pairs, "--subscribers", pairs, "--qos", str(qos))
+                step = bench(nodes, doors, *words, "--window", "100", "--seconds", str(a.seconds))
                 seen.setdefault(f"QoS {qos}, per second", []).append(step["per_second"])
-                seen.setdefault(f"QoS {qos}, us", []).append(step["broker"]["us_each"])
-            step = bench(nodes, "offline", "--count", "1000", "--messages", "300000", "--window", "1000")
+                seen.setdefault(f"QoS {qos}, us", []).append(step["us"])
+            words = ("offline", "--count", str(1000 // doors), "--messages", str(300_000 // doors))
+            step = bench(nodes, doors, *words, "--window", "1000")
             seen.setdefault("away, per second", []).append(step["per_second"])
     return {what: statistics.median(values) for what, values in seen.items()}
 
@@ -83,8 +104,10 @@ def main() -> int:
     parser.add_argument("--nodes", default="1,3,6")
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--servers", type=int, default=1, choices=(1, 3), help="of NATS")
+    parser.add_argument("--first-door", action="store_true")
     a = parser.parse_args()
-    found = {n: figures(n, a.seconds, a.rounds) for n in map(int, a.nodes.split(","))}
+    found = {n: figures(n, a) for n in map(int, a.nodes.split(","))}
     names = next(iter(found.values()))
     print("| nodes | " + " | ".join(names) + " |\n|---|" + "---|" * len(names))
     for count, row in found.items():

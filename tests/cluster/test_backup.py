@@ -56,9 +56,11 @@ async def everything_lost(site: ClusterSite) -> None:
     """All nodes are killed, and NATS loses its data."""
     for i in range(len(site.nodes)):
         site.kill_node(i)
-    site.kill_server(0)
-    shutil.rmtree(site.data / "nats-0" / "store")
-    site.start_server(0)
+    for i in range(len(site.nats)):
+        site.kill_server(i)
+        shutil.rmtree(site.data / f"nats-{i}" / "store")
+    for i in range(len(site.nats)):
+        site.start_server(i)
 
 
 async def restored(*words: str | Path) -> dict[str, Any]:
@@ -91,7 +93,7 @@ def send(sender: mqtt.Client, words: list[str]) -> None:
 async def test_backup_destroy_restore(tmp_path: Path) -> None:
     """Backed up twice under traffic. Everything is destroyed: with what nodes kept nothing is missing, without it what
     came after the backup; and what is newer is told exactly."""
-    site = ClusterSite(tmp_path, nodes=2)
+    site = ClusterSite(tmp_path, nodes=2, servers=3)
     await site.start()
     kept, url = tmp_path / "kept", site.nats[0]["url"]
     try:

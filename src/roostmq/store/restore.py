@@ -18,7 +18,7 @@ from typing import Any
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
-from roostmq.errors import UnavailableError, UnsuitableError
+from roostmq.errors import StoreError, UnavailableError, UnsuitableError
 from roostmq.model import Epoch, PartitionId
 from roostmq.policy.newer import End, Newer, end_of, newer
 from roostmq.store import codec, kept
@@ -27,11 +27,12 @@ from roostmq.store.backup import CHUNK_BYTES, MANIFEST, Tell, read_manifest
 from roostmq.store.kept import Kept
 from roostmq.store.later import message
 from roostmq.store.nats_kv import NatsRegistry, connect
-from roostmq.store.streams import PATIENCE_S, ask
+from roostmq.store.streams import LEADER_S, PATIENCE_S, ask
 
 WINDOW = 256
 WINDOW_BYTES = 8 * 1024 * 1024
 """Messages that are under way at once, and their bytes."""
+LEADER_TRIES = 100
 
 
 async def restore(
@@ -47,22 +48,37 @@ async def restore(
     found = await asyncio.to_thread(gather, manifest, caches, tell)
     client = await connect(access, f"roost restore {manifest['cluster']}")
     *logs, registry = manifest["streams"]
+    made: list[str] = []
     try:
         for stream in manifest["streams"]:
             if await ask(client, f"$JS.API.STREAM.INFO.{stream['name']}", b"", missing_ok=True):
                 text = f"NATS has a stream {stream['name']} already: a restore wants a NATS without this cluster"
                 raise UnsuitableError(text)
         for stream in logs:
+            made.append(stream["name"])
             await _put(client, folder, stream, replicas)
             await _continue(client, folder, stream)
             tell(f"{stream['name']}: as it was backed up, up to {stream['last']}")
         unknown = _unknown(logs, found, tell)
         told = await _replay(client, logs, found, tell)
+        made.append(registry["name"])
         await _put(client, folder, registry, replicas)
+        await _begin_life(access, manifest, told)
+    except BaseException:
+        await _take_back(client, made, tell)
+        raise
     finally:
         await client.close()
-    await _begin_life(access, manifest, told)
     return manifest | {"newer": [_line(p, n) for p, n in told.items()], "unknown": unknown}
+
+
+async def _take_back(client: Client, made: list[str], tell: Tell) -> None:
+    """A restore that has failed leaves nothing, so that it can be tried again."""
+    for name in made:
+        try:
+            await ask(client, f"$JS.API.STREAM.DELETE.{name}", b"", missing_ok=True)
+        except StoreError as error:
+            tell(f"delete the stream {name} before the next try: {error}")
 
 
 def check(folder: Path) -> dict[str, Any]:
@@ -117,6 +133,15 @@ async def _put(client: Client, folder: Path, stream: dict[str, Any], replicas: i
             f"{name}: {got['messages']} messages up to {got['last_seq']}, not {had['messages']} up to {had['last_seq']}"
         )
         raise UnsuitableError(text)
+    for _ in range(LEADER_TRIES):
+        try:
+            info = await ask(client, f"$JS.API.STREAM.INFO.{name}", b"", patience_s=LEADER_S)
+        except UnavailableError:
+            info = {"cluster": {}}
+        if "cluster" not in info or info["cluster"].get("leader"):
+            return
+        await asyncio.sleep(LEADER_S / 10)
+    raise UnavailableError(f"{name} was restored and has no leader: see whether all servers of NATS run")
 
 
 async def _continue(client: Client, folder: Path, stream: dict[str, Any]) -> None:
