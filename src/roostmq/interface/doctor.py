@@ -140,5 +140,5 @@ def _partitions(told: dict[str, Any], say: Say) -> None:
             "error",
             where,
             note["why"],
-            "it is never begun empty: bring its stream back, or restore a backup (roost cluster restore DIR)",
+            "it is never begun empty: bring its stream back, or a backup (roost cluster restore DIR --cache ...)",
         )
