@@ -8,7 +8,7 @@ PROFILE ?= release
 export CARGO_TERM_COLOR ?= never
 RUST_SOURCES := $(shell find engine engine-nats load binding -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock
 
-.PHONY: run test check build test-rust test-python hostile chaos chaos-cluster chaos-moves power-cluster cluster mutations bench bench-quick bench-durable profile fuzz coverage wheel clean
+.PHONY: run test check build test-rust test-python hostile chaos chaos-cluster upgrade chaos-moves power-cluster cluster mutations bench bench-quick bench-durable profile fuzz coverage wheel clean
 
 run: build
 	.venv/bin/roost run
@@ -62,6 +62,10 @@ chaos: build
 	cd tests && ../$(PY) -m durability.crash --kills 100
 	cd tests && ../$(PY) -m durability.power --cuts 300
 	ROOST_SEEDS=20000 cargo test --release -p roostmq-engine --test power_cut
+
+# From the release before (its tag; or make upgrade FROM=COMMIT) to this and back, under load
+upgrade: build
+	cd tests && ../$(PY) -m cluster.upgrade $(if $(FROM),--from $(FROM))
 
 # A cluster under everything that can fail, for half an hour, with a report: make chaos-cluster SEED=3 CHAOS_S=3600
 SEED ?= 1

@@ -60,6 +60,8 @@ class ClusterSite(Site):
         self.link_tls = "auto"
         self.sync: tuple[str, ...] = ()
         """More words for `roost dev`."""
+        self.python = sys.executable
+        """What nodes that are started from now on run with: another release has another one."""
 
     @property
     def doors(self) -> list[tuple[str, int]]:
@@ -95,7 +97,7 @@ class ClusterSite(Site):
         words += ["--node-config", str(settings), *self.sync]
         with out.open("wb") as stdout, (self.folder / "dev.err").open("ab") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "roostmq", *words, "--json"], stdout=stdout, stderr=stderr
+                [self.python, "-m", "roostmq", *words, "--json"], stdout=stdout, stderr=stderr
             )
         begun = time.monotonic()
         while "ready\n" not in out.read_text():
@@ -147,7 +149,7 @@ class ClusterSite(Site):
         out = self.folder / f"n{i + 1}-{time.monotonic_ns()}"
         with out.open("wb") as stdout, (self.data / f"n{i + 1}.err").open("ab") as stderr:
             process = subprocess.Popen(
-                [sys.executable, "-m", "roostmq", "run", "--config", str(self.data / f"n{i + 1}.toml")],
+                [self.python, "-m", "roostmq", "run", "--config", str(self.data / f"n{i + 1}.toml")],
                 stdout=stdout,
                 stderr=stderr,
                 preexec_fn=end_with_parent,

@@ -61,7 +61,8 @@ def unpack(raw: bytes, what: str) -> Any:
 
 def pack_meta(meta: Meta) -> bytes:
     """Bytes of the laid down facts."""
-    return pack(dataclasses.asdict(meta))
+    facts = dataclasses.asdict(meta)
+    return pack(facts if meta.life else {name: value for name, value in facts.items() if name != "life"})
 
 
 def unpack_meta(raw: bytes) -> Meta:
