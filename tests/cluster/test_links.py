@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import ssl
 import struct
@@ -18,6 +19,8 @@ from cluster.site import ClusterSite
 from cluster.test_cluster import ask, connected, roost
 from cluster.weather import both
 
+FLOOD = 400
+"""Messages of 64 KiB; a slow way carries 20 of them in a second."""
 pytestmark = [pytest.mark.xdist_group("nats"), pytest.mark.timeout(120)]
 
 
@@ -121,6 +124,55 @@ async def test_a_pair_that_is_cut_talks_through_a_third(tmp_path: Path) -> None:
             gone(client)
     finally:
         await site.stop()
+
+
+async def test_what_waits_for_slow_links_does_not_silence_a_node(tmp_path: Path) -> None:
+    """More than a node's links can carry waits for them for half a minute; it is heard and answered all the while, so it
+    acknowledges, keeps its connections, and is voted out by nobody."""
+    site = ClusterSite(tmp_path)
+    await site.start()
+    try:
+        await site.stand_in_the_rain()
+        doors = [n["mqtt"] for n in site.nodes]
+        got: list[list[bytes]] = [[], []]
+        await site.until_balanced()
+        names = [owned(site, "n2"), owned(site, "n3")]
+        readers = [await asyncio.to_thread(connected, doors[n + 1], name) for n, name in enumerate(names)]
+        for n, reader in enumerate(readers):
+            reader.on_message = lambda _c, _u, m, n=n: got[n].append(m.payload[:3])
+            granted = threading.Event()
+            reader.on_subscribe = lambda *_, granted=granted: granted.set()
+            reader.subscribe("much/#", 0)
+            await until(granted.is_set, 20)
+        flood, writer = [await asyncio.to_thread(connected, doors[0], name) for name in ("flood", "writer")]
+        closed: list[object] = []
+        flood.on_disconnect = writer.on_disconnect = lambda *told: closed.append(told)
+        version = ask(site.nodes[1]["admin"], "/api/v1/cluster")["members_version"]
+        site.weather.slow |= dict.fromkeys(((site.slots[0], site.slots[n]) for n in (1, 2)), 0.05)
+        for n in range(FLOOD):
+            flood.publish("much/x", bytes(65_536))
+            if n % 20 == 0:
+                await asyncio.sleep(0)
+        for n in range(40):
+            told = writer.publish("nobody/x", str(n), qos=1)
+            await until(told.is_published, 10)
+            await asyncio.sleep(0.2)
+        assert max(map(len, got)) < FLOOD, "the links were too slow for it"
+        assert closed == []
+        assert ask(site.nodes[1]["admin"], "/api/v1/cluster")["members_version"] == version, "nobody was voted out"
+        site.weather.clear()
+        # a reader that is too slow for what comes then may miss some of QoS 0
+        await until(lambda: flood.publish("much/x", "end").rc == 0 and all(b"end" in one for one in got), 30)
+        for client in (*readers, flood, writer):
+            gone(client)
+    finally:
+        await site.stop()
+
+
+def owned(site: ClusterSite, node: str) -> str:
+    """A client id whose session is there."""
+    name = (f"reader-{n}" for n in itertools.count())
+    return next(n for n in name if ask(site.nodes[0]["admin"], f"/api/v1/cluster/why?client={n}")["owner"] == node)
 
 
 def share(site: ClusterSite, node: str) -> int:

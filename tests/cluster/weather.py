@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Iterable
 
 GREETING = 52
@@ -41,14 +42,20 @@ class Weather:
                 self._serving.discard(task)
                 writer.transport.abort()
 
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        place = socket.create_server(("127.0.0.1", 0))
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)  # a slow way is no store
+        server = await asyncio.start_server(serve, sock=place)
         self._servers.append(server)
         return int(server.sockets[0].getsockname()[1])
 
     async def _join(self, slot: int, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         greeting = await reader.readexactly(GREETING)
         other = int.from_bytes(greeting[SLOT_AT : SLOT_AT + 2], "little")
-        there, back = await asyncio.open_connection("127.0.0.1", port)
+        onward = socket.socket()
+        onward.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        onward.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(onward, ("127.0.0.1", port))
+        there, back = await asyncio.open_connection(sock=onward)
         try:
             if (other, slot) not in self.cut:
                 back.write(greeting)

@@ -79,26 +79,39 @@ impl Work {
         }
     }
 
-    /// What is to go around goes to who carries it.
-    pub(super) fn wrap(&mut self) {
-        let full = |s: &Socket| matches!(s.path, Path::Around(_)) && !s.out.is_empty();
-        let tokens: Vec<Token> = self.sockets.iter().filter(|(_, s)| full(s)).map(|(t, _)| *t).collect();
+    /// What is to go around goes to who carries it, as far as that one has room. True: something went.
+    pub(super) fn wrap(&mut self) -> bool {
+        let is_around = |s: &Socket| matches!(s.path, Path::Around(_));
+        let tokens: Vec<Token> = self.sockets.iter().filter(|(_, s)| is_around(s)).map(|(t, _)| *t).collect();
+        let mut went = false;
         for token in tokens {
-            let Some(Socket { path: Path::Around(a), out, .. }) = self.sockets.get_mut(&token) else { continue };
-            let bytes = std::mem::take(out);
-            let (carrier, to, stream, mut at) = (a.carrier, a.other, a.stream, a.sent);
-            a.sent += bytes.len() as u64;
-            let Some(through) = self.direct(carrier) else {
-                self.drop_socket(token);
-                continue;
-            };
-            for piece in bytes.chunks(PIECE) {
-                let len = u32::try_from(piece.len()).unwrap_or(0);
-                Head { len, n: 0, received: at, now_ms: stream, from: CARRY, to }.encode(&mut through.out);
-                through.out.extend_from_slice(piece);
-                at += piece.len() as u64;
+            let Some(socket) = self.sockets.get_mut(&token) else { continue };
+            let peer = socket.peer.and_then(|slot| self.peers.get(&slot)).filter(|p| p.token == Some(token));
+            peer.iter().for_each(|p| socket.refill(&p.flow));
+            let Path::Around(Around { carrier, .. }) = socket.path else { continue };
+            let empty = socket.out.is_empty();
+            match self.direct(carrier).map(|through| through.has_room()) {
+                Some(true) if !empty => went |= self.wrap_one(token, carrier),
+                None if !empty => self.drop_socket(token),
+                _ => {}
             }
         }
+        went
+    }
+
+    fn wrap_one(&mut self, token: Token, carrier: u16) -> bool {
+        let Some(Socket { path: Path::Around(a), out, .. }) = self.sockets.get_mut(&token) else { return false };
+        let bytes = std::mem::take(out);
+        let (to, stream, mut at) = (a.other, a.stream, a.sent);
+        a.sent += bytes.len() as u64;
+        let Some(through) = self.direct(carrier) else { return false };
+        for piece in bytes.chunks(PIECE) {
+            let len = u32::try_from(piece.len()).unwrap_or(0);
+            Head { len, n: 0, received: at, now_ms: stream, from: CARRY, to }.encode(&mut through.out);
+            through.out.extend_from_slice(piece);
+            at += piece.len() as u64;
+        }
+        true
     }
 
     /// Bytes that are for another node, or were passed on to this one by the node `hop`.

@@ -66,7 +66,7 @@ impl Flow {
     }
 
     /// The peer's hello, on a connection on which this end has said `said`. What follows from here begins with the frame `first`,
-    /// and [`Self::again`] is to be sent.
+    /// what was not confirmed before all else.
     ///
     /// # Errors
     /// This end has met the peer on another connection since it said so: what the peer makes of it is out of date.
@@ -98,9 +98,12 @@ impl Flow {
         Ok(())
     }
 
-    /// Everything that the peer has not confirmed, oldest first.
-    pub fn again(&self) -> impl Iterator<Item = (u64, &[u8])> {
-        self.unconfirmed.iter().map(|(n, bytes)| (*n, bytes.as_slice()))
+    /// The first frame behind the one with this number that the peer has not confirmed.
+    #[must_use]
+    pub fn after(&self, n: u64) -> Option<(u64, &[u8])> {
+        let first = self.unconfirmed.front()?.0;
+        let at = usize::try_from((n + 1).saturating_sub(first)).ok()?;
+        self.unconfirmed.get(at).map(|(n, bytes)| (*n, bytes.as_slice()))
     }
 
     /// The number that the next frame will have.
@@ -183,6 +186,15 @@ mod tests {
         said: Vec<Vec<u8>>,
     }
 
+    /// Everything that the peer has not confirmed, oldest first.
+    fn again(flow: &Flow) -> Vec<(u64, Vec<u8>)> {
+        let mut found: Vec<(u64, Vec<u8>)> = Vec::new();
+        while let Some((n, frame)) = flow.after(found.last().map_or(0, |(n, _)| *n)) {
+            found.push((n, frame.to_vec()));
+        }
+        found
+    }
+
     fn connect(a: &mut End, b: &mut End) {
         a.wire.clear();
         b.wire.clear();
@@ -199,8 +211,8 @@ mod tests {
         }
         b.flow.begin(at_a.first).unwrap();
         a.flow.begin(at_b.first).unwrap();
-        b.wire.extend(a.flow.again().map(|(n, x)| (n, x.to_vec())));
-        a.wire.extend(b.flow.again().map(|(n, x)| (n, x.to_vec())));
+        b.wire.extend(again(&a.flow));
+        a.wire.extend(again(&b.flow));
     }
 
     #[derive(Debug, Clone)]
@@ -419,7 +431,7 @@ mod tests {
                 self.took[end].clear();
             }
             let received = self.flows[end].received();
-            let again = self.flows[end].again().map(|(n, _)| Piece::Frame(n, received));
+            let again = again(&self.flows[end]).into_iter().map(|(n, _)| Piece::Frame(n, received));
             self.lines[line].wires[1 - end].extend(std::iter::once(Piece::Begin(welcome.first)).chain(again));
             self.tokens[end] = Some(line);
         }

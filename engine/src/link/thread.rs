@@ -28,12 +28,15 @@ pub(super) const SILENCE: Duration = Duration::from_millis(1_500);
 /// Between two attempts to dial.
 const REDIAL: Duration = Duration::from_millis(100);
 const READ_BYTES: usize = 256 * 1024;
+/// Frames are handed on so much at a time, and the system keeps no more unsent: what comes between them, a beat above all, does
+/// not wait behind everything that lanes have left for a slow link. A node that cannot answer in time acknowledges nothing.
+const OUT_MAX: usize = 64 * 1024;
 
 /// A node as this one sees it.
 pub(super) struct Peer {
     incarnation: u64,
     address: SocketAddr,
-    flow: Flow,
+    pub flow: Flow,
     /// Its connection, once both have greeted.
     pub token: Option<Token>,
     dialled: Instant,
@@ -81,7 +84,44 @@ pub(super) struct Socket {
     pub input: Vec<u8>,
     pub out: Vec<u8>,
     out_at: usize,
+    /// Number of the last frame that was put there.
+    handed: u64,
     pub heard: Instant,
+}
+
+impl Socket {
+    /// May more be put there?
+    pub(super) fn has_room(&self) -> bool {
+        self.out.len() - self.out_at < OUT_MAX
+    }
+
+    /// Puts frames there that were not yet, as long as there is room.
+    pub(super) fn refill(&mut self, flow: &Flow) {
+        if self.out_at > OUT_MAX {
+            self.out.drain(..self.out_at);
+            self.out_at = 0;
+        }
+        while let Some((n, frame)) = flow.after(self.handed).filter(|_| self.has_room()) {
+            self.out.extend_from_slice(frame);
+            self.handed = n;
+        }
+    }
+
+    /// Writes what there is. True: all of it has gone.
+    fn write(&mut self) -> io::Result<bool> {
+        let Path::Direct(wire) = &mut self.path else { return Ok(false) };
+        while self.out_at < self.out.len() {
+            match wire.write(self.out.get(self.out_at..).unwrap_or_default()) {
+                Ok(n) => self.out_at += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if is_later(&e) => return Ok(false),
+                Err(e) => return Err(e),
+            }
+        }
+        self.out.clear();
+        self.out_at = 0;
+        Ok(true)
+    }
 }
 
 pub(super) struct Work {
@@ -139,8 +179,10 @@ impl Work {
                 return;
             }
             self.beat();
-            self.wrap();
             self.flush();
+            while self.wrap() {
+                self.flush();
+            }
         }
     }
 
@@ -148,6 +190,8 @@ impl Work {
 
     fn adopt(&mut self, mut wire: Wire) -> io::Result<Token> {
         wire.stream.set_nodelay(true)?;
+        #[cfg(target_os = "linux")]
+        socket2::SockRef::from(&wire.stream).set_tcp_notsent_lowat(OUT_MAX as u32)?;
         let token = Token(self.next_token);
         self.poll.registry().register(&mut wire.stream, token, Interest::READABLE | Interest::WRITABLE)?;
         Ok(self.open(Path::Direct(wire)))
@@ -158,7 +202,7 @@ impl Work {
         self.next_token += 1;
         let (input, out, heard) = (Vec::new(), Vec::new(), Instant::now());
         let (peer, stage, said) = (None, Stage::Strange, Hello::default());
-        self.sockets.insert(token, Socket { path, peer, stage, said, input, out, out_at: 0, heard });
+        self.sockets.insert(token, Socket { path, peer, stage, said, input, out, out_at: 0, handed: 0, heard });
         token
     }
 
@@ -317,9 +361,7 @@ impl Work {
         if let Some(socket) = self.sockets.get_mut(&token) {
             socket.stage = Stage::Met;
             Head { n: welcome.first, from: BEGIN, to: BEGIN, ..Head::default() }.encode(&mut socket.out);
-            for (_, bytes) in peer.flow.again() {
-                socket.out.extend_from_slice(bytes);
-            }
+            socket.handed = welcome.first - 1;
         }
         if let Some(older) = older {
             self.drop_socket(older);
@@ -388,10 +430,6 @@ impl Work {
             let mut frame = Vec::with_capacity(HEAD + bytes.len());
             Head { len, n, received, now_ms, from, to }.encode(&mut frame);
             frame.extend_from_slice(&bytes);
-            if let Some(socket) = peer.token.and_then(|t| self.sockets.get_mut(&t)) {
-                socket.out.extend_from_slice(&frame);
-                peer.flow.confirmed_to_peer();
-            }
             peer.flow.send(frame);
         }
         let most = self.peers.values().map(|p| p.flow.unconfirmed_bytes()).max().unwrap_or(0);
@@ -436,20 +474,20 @@ impl Work {
                 broken.push(*token);
                 continue;
             }
-            while socket.out_at < socket.out.len() {
-                match wire.write(socket.out.get(socket.out_at..).unwrap_or_default()) {
-                    Ok(n) => socket.out_at += n,
-                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                    Err(e) if is_later(&e) => break,
+            let peer = socket.peer.and_then(|slot| self.peers.get(&slot)).filter(|p| p.token == Some(*token));
+            loop {
+                peer.iter().for_each(|p| socket.refill(&p.flow));
+                if socket.out.is_empty() {
+                    break;
+                }
+                match socket.write() {
+                    Ok(true) => {}
+                    Ok(false) => break,
                     Err(_) => {
                         broken.push(*token);
                         break;
                     }
                 }
-            }
-            if socket.out_at == socket.out.len() {
-                socket.out.clear();
-                socket.out_at = 0;
             }
         }
         broken.into_iter().for_each(|token| self.drop_socket(token));
