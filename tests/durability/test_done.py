@@ -1,6 +1,6 @@
 """Messages that a subscriber is done with.
 
-Contract (docs/formats/durability.md, "What may wait"): after a clean stop none of them comes again. A kill may bring those
+Contract (docs/formats/durability.md): after a clean stop none of them comes again. A kill may bring those
 of the last moment once more, QoS 1 with DUP and of QoS 2 no PUBLISH at all; what was done two seconds before does not come.
 """
 

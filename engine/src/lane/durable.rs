@@ -132,11 +132,8 @@ impl Lane {
     pub(super) fn hand_over(&mut self) {
         let shared = Arc::clone(&self.shared);
         let Some(log) = &shared.log else { return };
-        let walked = self.walked.take();
-        if walked.is_none() && !self.ended && self.partitions.iter().flatten().all(|p| self.may_wait(p)) {
-            return;
-        }
         let batches: Vec<_> = self.partitions.iter_mut().flatten().filter_map(|p| p.take_batch()).collect();
+        let walked = self.walked.take();
         if batches.is_empty() && walked.is_none() {
             return;
         }
@@ -170,15 +167,10 @@ impl Lane {
         }
     }
 
-    /// Nothing was written, or nobody waits for it. One log has one order: there all partitions of the lane must agree.
-    pub(super) fn may_wait(&self, partition: &Partition) -> bool {
-        partition.unlogged_bytes() == 0 || partition.may_wait_until_ms().is_some_and(|until| self.now_ms < until)
-    }
-
     /// How soon the log wants the next tick.
     pub(super) fn log_wants_in(&self) -> Option<Duration> {
         let walk = (self.walking.is_some() || self.walks_shared()).then_some(WALK_PAUSE);
-        let has_log = self.shared.log.is_some() || self.shared.cluster_log.get().is_some();
+        let has_log = self.shared.cluster_log.get().is_some();
         let kept_back = has_log.then(|| self.partitions.iter().flatten().filter_map(|p| p.may_wait_until_ms()).min());
         let late = kept_back.flatten();
         let late = late.map(|at| Duration::from_millis(at.saturating_sub(self.now_ms).max(1)));
