@@ -207,7 +207,7 @@ impl Partition {
     }
 
     /// Until when what was written need not be taken: it only says that messages are done. Nobody is told anything that rests on
-    /// it, so it goes with the next record, and only after [`PATIENCE_MS`] alone: an append or a sync each costs more than all else.
+    /// it, so it may go with the next record, or after [`PATIENCE_MS`] alone: in a cluster, where an append each costs more than all else.
     #[must_use]
     pub fn may_wait_until_ms(&self) -> Option<u64> {
         let waits = self.held_back.is_empty() && !self.paused && self.journal.bytes() < PATIENCE_BYTES;

@@ -55,14 +55,12 @@ async def restore(
                 text = f"NATS has a stream {stream['name']} already: a restore wants a NATS without this cluster"
                 raise UnsuitableError(text)
         for stream in logs:
-            made.append(stream["name"])
-            await _put(client, folder, stream, replicas)
+            await _put(client, folder, stream, replicas, made)
             await _continue(client, folder, stream)
             tell(f"{stream['name']}: as it was backed up, up to {stream['last']}")
         unknown = _unknown(logs, found, tell)
         told = await _replay(client, logs, found, tell)
-        made.append(registry["name"])
-        await _put(client, folder, registry, replicas)
+        await _put(client, folder, registry, replicas, made)
         await _begin_life(access, manifest, told)
     except BaseException:
         await _take_back(client, made, tell)
@@ -114,12 +112,15 @@ def gather(manifest: dict[str, Any], caches: Iterable[Path], tell: Tell) -> dict
     return found
 
 
-async def _put(client: Client, folder: Path, stream: dict[str, Any], replicas: int | None) -> None:
-    """The snapshot of a stream."""
+async def _put(client: Client, folder: Path, stream: dict[str, Any], replicas: int | None, made: list[str]) -> None:
+    """The snapshot of a stream. It counts as `made` here once NATS lets this restore make it, not before: one that
+    somebody else has made meanwhile must not be taken back.
+    """
     name = stream["name"]
     config = stream["config"] | ({"num_replicas": replicas} if replicas is not None else {})
     request = json.dumps({"config": config, "state": stream["state"]}).encode()
     told = await ask(client, f"$JS.API.STREAM.RESTORE.{name}", request)
+    made.append(name)
     subject = told["deliver_subject"]
     with (folder / stream["file"]).open("rb") as file:
         while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
