@@ -8,7 +8,6 @@ import os
 import re
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -25,6 +24,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from mover import Mover
 from spread import Apart, Moving, Nodes
 from wire import CONNACK, Client, Closed
+
+from roostmq.adapters.nats_server import free_ports
 
 START_S = 20
 
@@ -82,7 +83,7 @@ def start_as(lanes: int, args: list[str], env: dict[str, str] | None = None) -> 
     if not isinstance(lanes, Nodes):
         return start(args, env)
     members = [
-        {"slot": n, "incarnation": 1, "address": f"127.0.0.1:{free_port()}", "lanes": int(lanes)} for n in range(3)
+        {"slot": n, "incarnation": 1, "address": f"127.0.0.1:{free_ports(1)[0]}", "lanes": int(lanes)} for n in range(3)
     ]
     owners = [(p % len(members), 1) for p in range(64)]
     orders = [
@@ -121,13 +122,6 @@ def until_joined(cluster: Running) -> None:
         except (AssertionError, Closed):
             well = 0
         probe.socket.close()
-
-
-def free_port() -> int:
-    """One that nobody has at this moment."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def start(

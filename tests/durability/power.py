@@ -269,9 +269,6 @@ class After(crash.Run):
         c.draining = True
         if c.connected:
             c.connected, c.lost_at = False, self.cut.shot.at
-        if isinstance(c, Subscriber) and c.known is None:
-            for sub in c.current():
-                sub.tries += 1  # a Clean Start may have been carried out, and with it what is asked now
 
     async def whole(self) -> Result:
         try:
@@ -304,13 +301,17 @@ class After(crash.Run):
 
 async def go_on(c: Client) -> None:
     """As `run`, of a client that is no newcomer and begins nothing."""
+    if isinstance(c, Churner) and c.clean and c.known is None:
+        # Its Clean Start had no answer. It may have been carried out: the identifiers it still holds would be of no session.
+        await c.renew()
     if isinstance(c, Passer):
         await c.reconnect()
         c.leave()
         await asyncio.Event().wait()
     elif isinstance(c, Subscriber):
         while True:
-            await c.reconnect()
+            if not c.connected:
+                await c.reconnect()
             await c.stay()
     else:
         await c.run()

@@ -4,7 +4,6 @@ made to say things; the process, its signals and its HTTP are real.
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ import urllib.error
 import urllib.request
 
 import pytest
+
+from roostmq.adapters.nats_server import free_ports
 
 CODE = """
 import json, os, time
@@ -36,9 +37,7 @@ class Process:
     """A broker with a scripted engine."""
 
     def __init__(self, slow_s, said=(), cue="/nowhere"):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        (self.port,) = free_ports(1)
         code = CODE.format(slow_s=slow_s, port=self.port, said=list(said), cue=str(cue))
         self.process = subprocess.Popen(
             [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -115,6 +114,18 @@ def test_told_to_end_while_it_recovers(run):
     code, out, _ = p.end()
     assert (code, out) == (0, [])
     assert time.monotonic() - begin < 20
+
+
+def test_told_to_end_while_the_engine_starts():
+    """It ends in peace, whatever its threads are at just then: no abort, nothing on standard error."""
+    words = [sys.executable, "-m", "roostmq", "run", "--memory", "--port", "0", "--no-admin", "--lanes", "8"]
+    for turn in range(4):
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "data memory\n"
+        time.sleep(0.001 * turn)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=20)
+        assert (process.returncode, said) == (0, "")
 
 
 def test_a_disk_in_trouble_and_back(run, tmp_path):

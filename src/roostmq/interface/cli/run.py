@@ -78,6 +78,10 @@ def main(words: list[str]) -> int:
     asyncio.run(node.run())
     if node.again:
         os.execv(sys.executable, sys.orig_argv)
+    if node.link is None:  # told to end while the engine starts: its thread could not end with the interpreter in peace
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
     return 0
 
 
