@@ -182,6 +182,8 @@ pub struct Connection {
     pub congested: bool,
     /// A SUBACK waits for the barrier; what the client sent after its SUBSCRIBE is answered after it.
     pub subscribing: bool,
+    /// What it said is for a node that cannot keep up: it is not read until that can.
+    pub slowed: bool,
     /// The client wants reason strings.
     pub wants_problems: bool,
     /// What its session will be told at the end.
@@ -251,6 +253,7 @@ impl Connection {
             dirty: false,
             ready: false,
             congested: false,
+            slowed: false,
             subscribing: false,
             wants_problems: true,
             ending: Ending { will: true, expiry_s: None },

@@ -132,6 +132,13 @@ impl Ring {
         slot * NODE_LANES_MAX..(slot + 1) * NODE_LANES_MAX
     }
 
+    /// The same as a mask; 0 for a node that cannot be.
+    #[must_use]
+    pub fn mask_of(slot: u16) -> u64 {
+        let one = (1 << NODE_LANES_MAX) - 1_u64;
+        one.checked_shl(u32::from(slot) * u32::from(NODE_LANES_MAX)).unwrap_or(0)
+    }
+
     /// Number of partitions at the beginning, a power of two.
     #[must_use]
     pub const fn roots(&self) -> u16 {

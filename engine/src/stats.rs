@@ -87,6 +87,7 @@ gauges!(
     partitions_full,
     publishes_waiting,
     connects_waiting,
+    connections_slowed,
 );
 
 /// The numbers of one lane.

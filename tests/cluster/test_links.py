@@ -9,10 +9,12 @@ import ssl
 import struct
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from wire import Client, packet, text
 
 from cluster.returned import gone
 from cluster.site import ClusterSite
@@ -21,6 +23,7 @@ from cluster.weather import both
 
 FLOOD = 400
 """Messages of 64 KiB; a slow way carries 20 of them in a second."""
+MUCH = 2_000
 pytestmark = [pytest.mark.xdist_group("nats"), pytest.mark.timeout(120)]
 
 
@@ -167,6 +170,63 @@ async def test_what_waits_for_slow_links_does_not_silence_a_node(tmp_path: Path)
             gone(client)
     finally:
         await site.stop()
+
+
+async def test_who_says_too_much_to_a_slow_node_waits_and_nobody_else(tmp_path: Path) -> None:
+    """Far more than all links together may keep, for a node behind a slow link: only the client that says it is not read."""
+    site = ClusterSite(tmp_path)
+    await site.start()
+    try:
+        await site.stand_in_the_rain()
+        doors = [n["mqtt"] for n in site.nodes]
+        await site.until_balanced()
+        readers = [await asyncio.to_thread(connected, doors[n], owned(site, f"n{n + 1}")) for n in (1, 2)]
+        got: list[int] = []
+        readers[1].on_message = lambda _c, _u, m: got.append(int(m.payload))
+        for reader, topic in zip(readers, ("much/#", "little/#"), strict=True):
+            granted = threading.Event()
+            reader.on_subscribe = lambda *_, granted=granted: granted.set()
+            reader.subscribe(topic, 2)
+            await until(granted.is_set, 20)
+        writer = await asyncio.to_thread(connected, doors[0], owned(site, "n1"))
+        site.weather.slow[site.slots[0], site.slots[1]] = 0.05
+        said: list[int] = []
+        flood = threading.Thread(target=pour, args=(doors[0], "much/x", MUCH, said), daemon=True)
+        flood.start()
+        await until(lambda: slowed(site, 0) == 1, 20)
+        for n in range(40):
+            told = writer.publish("little/x", str(n), qos=n % 3)
+            await until(told.is_published, 10)
+            await asyncio.sleep(0.05)
+        await until(lambda: len(got) == 40, 10)
+        assert sorted(got) == list(range(40))
+        assert slowed(site, 0) == 1 and len(said) < MUCH / 2, "it waits meanwhile"
+        site.weather.clear()
+        await until(lambda: not flood.is_alive() and slowed(site, 0) == 0, 60)
+        assert len(said) == MUCH
+        for client in (*readers, writer):
+            gone(client)
+    finally:
+        await site.stop()
+
+
+def pour(door: str, topic: str, count: int, said: list[int]) -> None:
+    """Publish so many messages of 64 KiB at QoS 0, as fast as they are taken."""
+    host, _, port = door.rpartition(":")
+    client = Client((host, int(port)))
+    message = packet(0x30, text(topic) + b"\0" + bytes(65_536))
+    client.socket.settimeout(120)
+    for n in range(count):
+        client.socket.sendall(message)
+        said.append(n)
+    client.socket.close()
+
+
+def slowed(site: ClusterSite, i: int) -> int:
+    """How many clients a node does not read."""
+    with urllib.request.urlopen(f"http://{site.nodes[i]['admin']}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(int(float(line.rpartition(" ")[2])) for line in lines if line.startswith("roostmq_connections_slowed"))
 
 
 def owned(site: ClusterSite, node: str) -> str:

@@ -206,7 +206,7 @@ impl Lane {
         if expires.is_some_and(|at_s| self.shared.clock.unix_s() >= at_s) {
             return self.refuse(at, Reason::NOT_AUTHORIZED, "credentials have expired");
         }
-        if c.ready || held_up {
+        if c.ready || c.slowed || held_up {
             c.heard_ms = now_ms; // we are the ones who did not read
         }
         let silent_ms = now_ms.saturating_sub(c.heard_ms);

@@ -8,8 +8,9 @@ use crate::limits::Drop as DropReason;
 use crate::message::{Inbound, Origin, Stored};
 use crate::partition::{Body, Deliver, Effect, Input};
 use crate::stats::{Counter, LedgerEntry};
+use std::sync::atomic::Ordering;
 
-/// Publishers wait while so much is under way to another node.
+/// Every client waits while so much is under way to another node: who says too much waits long before.
 const LINK_BACKLOG_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 impl Lane {
@@ -71,6 +72,10 @@ impl Lane {
             }
             Effect::GroupAsk { group, session } => {
                 self.convey(session.partition, Conveyed::GroupAsk { group, session });
+            }
+            Effect::Dispatch(d) if d.place.is_none() && self.is_slow(d.to.partition) => {
+                let client_id = format!("member of a shared group in partition {}", d.to.partition);
+                self.note_drop(&client_id, d.message.view().topic, d.qos, DropReason::SlowReader);
             }
             Effect::Dispatch(dispatched) => self.convey(dispatched.to.partition, Conveyed::Dispatch(dispatched)),
             Effect::Fetch { session, wanted } => {
@@ -288,6 +293,37 @@ impl Lane {
             self.stats.add(Counter::takeovers, 1);
         }
         self.refuse(key, reason, reason.name());
+    }
+
+    /// What a client has just said is for a node that cannot keep up: this client waits, and no other one.
+    pub(super) fn slow_down(&mut self, key: usize) {
+        let Some(fleet) = &mut self.fleet else { return };
+        let slow = std::mem::take(&mut fleet.met) & self.shared.slow.load(Ordering::Relaxed);
+        let Some(c) = self.connections.get_mut(key).filter(|_| slow != 0) else { return };
+        if c.stage == Stage::Open {
+            c.slowed = true;
+            let id = self.id_of(key);
+            self.fleet.iter_mut().for_each(|fleet| fleet.slowed.push((id, slow)));
+        }
+    }
+
+    fn is_slow(&self, partition: u16) -> bool {
+        let place = 1u64.checked_shl(self.shared.ring.home(partition).into()).unwrap_or(0);
+        self.shared.slow.load(Ordering::Relaxed) & place != 0
+    }
+
+    /// Clients whose nodes have caught up are read again.
+    pub(super) fn speed_up(&mut self) {
+        let slow = self.shared.slow.load(Ordering::Relaxed);
+        let Some(fleet) = self.fleet.as_mut().filter(|f| !f.slowed.is_empty()) else { return };
+        for (id, places) in std::mem::take(&mut fleet.slowed) {
+            if places & slow != 0 {
+                self.fleet.iter_mut().for_each(|fleet| fleet.slowed.push((id, places)));
+            } else if let Some(c) = self.connection(id) {
+                c.slowed = false;
+                self.mark_ready(id.key as usize);
+            }
+        }
     }
 
     /// A lane whose neighbour cannot keep up does not read; nobody's keep alive suffers from that.

@@ -230,9 +230,14 @@ impl Mailbox {
             Err(_) => return,
         };
         if first {
-            if let Some(waker) = self.waker.lock().ok().as_deref().and_then(Option::as_ref) {
-                let _ = waker.wake();
-            }
+            self.wake();
+        }
+    }
+
+    /// The lane shall look around.
+    pub fn wake(&self) {
+        if let Some(waker) = self.waker.lock().ok().as_deref().and_then(Option::as_ref) {
+            let _ = waker.wake();
         }
     }
 
@@ -269,6 +274,9 @@ impl Lane {
             return;
         }
         let at = usize::from(to);
+        if let Some(fleet) = &mut self.fleet {
+            fleet.met |= 1u64.checked_shl(to.into()).unwrap_or(0);
+        }
         if let Some(n) = self.sent.get_mut(at) {
             *n += 1;
         }

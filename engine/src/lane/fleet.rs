@@ -83,6 +83,10 @@ pub(super) struct Fleet {
     pub sealed: BTreeMap<u16, Sealed>,
     /// A partition of this lane that is cut in two.
     pub halving: Option<Halving>,
+    /// Places to which something was said since it was looked at last, as a mask.
+    pub met: u64,
+    /// Connections that are not read until these places have caught up.
+    pub slowed: Vec<(ConnectionId, u64)>,
 }
 
 impl Fleet {
@@ -265,6 +269,7 @@ impl Lane {
     /// A batch of a lane of another node. Who is gone is not listened to.
     pub(super) fn on_linked(&mut self, from: u16, incarnation: u64, now_ms: u64, bytes: &[u8]) {
         let slot = Ring::slot(from);
+        self.shared.links.get().iter().for_each(|links| links.taken(bytes.len()));
         if self.nodes.get(&slot) != Some(&incarnation) {
             return;
         }

@@ -95,6 +95,7 @@ impl Lane {
         set(Gauge::partitions_full, fleet.full.len());
         set(Gauge::publishes_waiting, fleet.pending.len() + fleet.asked.len());
         set(Gauge::connects_waiting, fleet.parked.len());
+        set(Gauge::connections_slowed, fleet.slowed.len());
         self.shared.set_waits(self.number, self.waits());
     }
 

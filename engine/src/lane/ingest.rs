@@ -26,12 +26,14 @@ impl Lane {
         if self.ready.is_empty() || self.held_up() {
             return;
         }
+        self.fleet.iter_mut().for_each(|fleet| fleet.met = 0);
         let ready = self.take_ready();
         let mut buffer = std::mem::take(&mut self.read_buffer);
         for slice in ready.chunks(SLICE_SOCKETS) {
             for &key in slice {
                 self.read_one(key as usize, &mut buffer);
                 self.work();
+                self.slow_down(key as usize);
             }
             self.hand_over();
             self.flush_dirty();
@@ -64,7 +66,7 @@ impl Lane {
         let now_ms = self.now_ms;
         let Some(c) = self.connections.get_mut(key) else { return };
         c.ready = false;
-        if c.subscribing || matches!(c.stage, Stage::Checking | Stage::Delayed | Stage::Attaching) {
+        if c.subscribing || c.slowed || matches!(c.stage, Stage::Checking | Stage::Delayed | Stage::Attaching) {
             return; // it goes on when it is open; until then the bytes wait in the socket
         }
         if !c.input.is_empty() {

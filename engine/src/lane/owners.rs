@@ -377,6 +377,7 @@ impl Lane {
         if self.fleet.is_none() {
             return;
         }
+        self.speed_up();
         self.settle_waiting();
         self.confirm_late();
         if self.is_lonely() {

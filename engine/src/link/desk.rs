@@ -11,6 +11,12 @@ use mio::{Poll, Waker};
 use super::pulse::Beat;
 use super::thread::{WAKER, Work};
 use super::wire::Trust;
+use crate::ring::Ring;
+
+/// While lanes have more than this before them nothing is confirmed: peers send no more than a window then.
+const WAITING_MAX: usize = 4 << 20;
+/// With more under way to a node, or waiting to be, it is slow: whoever says more to it waits.
+const SLOW_BYTES: usize = 8 << 20;
 
 /// Another node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +39,8 @@ pub struct Site {
     pub trust: Option<Trust>,
     /// Engine time, milliseconds.
     pub now_ms: Box<dyn Fn() -> u64 + Send>,
+    /// Places of nodes to which so much is under way that who says more shall wait, as a mask.
+    pub slow: Arc<AtomicU64>,
 }
 
 /// What happens on the links.
@@ -55,6 +63,8 @@ pub enum Event {
     },
     /// How all others are, about four times a second, with the version of the members, and who is reached through whom.
     Beats(u64, Vec<Beat>, Vec<(u16, u16)>),
+    /// A node was slow and has caught up.
+    Eased,
 }
 
 pub(super) type Tell = Box<dyn Fn(Event) + Send>;
@@ -81,8 +91,28 @@ pub(super) struct Desk {
     waker: Waker,
     /// Bytes that wait or are not confirmed, of the worst link.
     pub backlog: AtomicUsize,
+    /// Bytes that have come and that lanes have not taken yet.
+    pub waiting: AtomicUsize,
     /// See [`super::Pulse::majority_ms`].
     pub majority_ms: AtomicU64,
+}
+
+impl Desk {
+    /// Lanes have enough to do with what has come.
+    pub fn is_behind(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > WAITING_MAX
+    }
+
+    /// What is not confirmed, by slot; the places of those for whom it is much.
+    pub fn note_backlogs(&self, backlogs: impl Iterator<Item = (u16, usize)>) -> u64 {
+        let (mut most, mut slow) = (0, 0);
+        for (slot, bytes) in backlogs {
+            most = most.max(bytes);
+            slow |= if bytes > SLOW_BYTES { Ring::mask_of(slot) } else { 0 };
+        }
+        self.backlog.store(most, Ordering::Relaxed);
+        slow
+    }
 }
 
 /// The links of this node.
@@ -105,8 +135,8 @@ impl Links {
     pub fn start(site: Site, tell: Tell) -> io::Result<Self> {
         let poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKER)?;
-        let (backlog, majority_ms) = (AtomicUsize::new(0), AtomicU64::new(0));
-        let desk = Arc::new(Desk { inbox: Mutex::default(), waker, backlog, majority_ms });
+        let (backlog, waiting, majority_ms) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicU64::new(0));
+        let desk = Arc::new(Desk { inbox: Mutex::default(), waker, backlog, waiting, majority_ms });
         let mut work = Work::new(site, tell, poll, Arc::clone(&desk))?;
         let thread = std::thread::Builder::new().name("links".to_owned()).spawn(move || work.run())?;
         Ok(Self { desk, thread: Mutex::new(Some(thread)) })
@@ -150,6 +180,14 @@ impl Links {
     #[must_use]
     pub fn backlog(&self) -> usize {
         self.desk.backlog.load(Ordering::Relaxed)
+    }
+
+    /// A batch of so many bytes was taken: what has come is confirmed only while not too much of it waits.
+    pub fn taken(&self, bytes: usize) {
+        let before = self.desk.waiting.fetch_sub(bytes, Ordering::Relaxed);
+        if before > WAITING_MAX && before - bytes <= WAITING_MAX {
+            let _ = self.desk.waker.wake();
+        }
     }
 
     /// Ends the thread and every connection.

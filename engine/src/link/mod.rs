@@ -9,6 +9,8 @@
 mod around;
 mod desk;
 mod flow;
+#[cfg(test)]
+mod flow_tests;
 mod frame;
 mod pulse;
 mod thread;

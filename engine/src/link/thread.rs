@@ -400,6 +400,7 @@ impl Work {
             self.note_majority();
         } else if head.n > 0 && peer.flow.receive(head.n, body.len()).map_err(|b| b.0)? {
             let (Head { from, to, now_ms, .. }, incarnation) = (*head, peer.incarnation);
+            self.desk.waiting.fetch_add(body.len(), Ordering::Relaxed);
             (self.tell)(Event::Batch { incarnation, from, to, now_ms, bytes: body.to_vec() });
         }
         Ok(())
@@ -419,12 +420,13 @@ impl Work {
         if let Some(bound) = bound {
             self.pulse.bind(&bound);
         }
+        let behind = self.desk.is_behind();
         for letter in letters {
             let Some(peer) = self.peers.get_mut(&letter.slot) else { continue };
             if letter.incarnation != peer.incarnation {
                 continue;
             }
-            let (n, received) = (peer.flow.next(), peer.flow.received());
+            let (n, received) = (peer.flow.next(), peer.flow.confirm_to_peer(behind));
             let len = u32::try_from(letter.bytes.len()).unwrap_or(0);
             let Letter { from, to, now_ms, bytes, .. } = letter;
             let mut frame = Vec::with_capacity(HEAD + bytes.len());
@@ -432,8 +434,10 @@ impl Work {
             frame.extend_from_slice(&bytes);
             peer.flow.send(frame);
         }
-        let most = self.peers.values().map(|p| p.flow.unconfirmed_bytes()).max().unwrap_or(0);
-        self.desk.backlog.store(most, Ordering::Relaxed);
+        let slow = self.desk.note_backlogs(self.peers.iter().map(|(slot, p)| (*slot, p.flow.unconfirmed_bytes())));
+        if self.site.slow.swap(slow, Ordering::Relaxed) & !slow != 0 {
+            (self.tell)(Event::Eased);
+        }
         ending
     }
 
@@ -444,19 +448,18 @@ impl Work {
             self.sockets.iter().filter(|(_, s)| now > s.heard + SILENCE).map(|(t, _)| *t).collect();
         silent.into_iter().for_each(|token| self.drop_socket(token));
         let due = now >= self.beaten + HEARTBEAT;
-        let now_ms = (self.site.now_ms)();
+        let (now_ms, behind) = ((self.site.now_ms)(), self.desk.is_behind());
         for (slot, peer) in &mut self.peers {
-            let received = peer.flow.received();
             let Some(socket) = peer.token.and_then(|t| self.sockets.get_mut(&t)) else { continue };
             if due {
+                let received = peer.flow.confirm_to_peer(behind);
                 let (yours_ms, held_ms) = self.pulse.answer(*slot, now_ms);
                 let body = BeatBody { yours_ms, version: self.version, held_ms }.encode();
                 let len = u32::try_from(body.len()).unwrap_or(0);
                 Head { len, received, now_ms, from: BEAT, to: BEAT, ..Head::default() }.encode(&mut socket.out);
                 socket.out.extend_from_slice(&body);
-                peer.flow.confirmed_to_peer();
-            } else if peer.flow.owes_confirmation() {
-                peer.flow.confirmed_to_peer();
+            } else if peer.flow.owes_confirmation() && !behind {
+                let received = peer.flow.confirm_to_peer(behind);
                 Head { received, ..Head::default() }.encode(&mut socket.out);
             }
         }

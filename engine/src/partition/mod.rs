@@ -24,7 +24,7 @@ mod tests;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 pub use effect::{Body, Deliver, Dispatched, Effect, Effects, Granted, Subscriber};
 pub use journal::{BodyCache, Journal};
@@ -66,8 +66,17 @@ pub struct Rules {
     pub cache: Arc<BodyCache>,
     /// The disk takes nothing now: messages for persistent sessions are refused.
     pub disk_failing: Arc<AtomicBool>,
+    /// Places that cannot keep up now, as a mask: QoS 0 for a connection there is dropped.
+    pub slow: Arc<AtomicU64>,
     /// Each partition has a log of its own: what one wrote says nothing of what another did.
     pub many_logs: bool,
+}
+
+impl Rules {
+    /// A connection there would have to wait long for what it is sent.
+    fn is_slow(&self, place: u16) -> bool {
+        self.slow.load(Ordering::Relaxed) & 1u64.checked_shl(place.into()).unwrap_or(0) != 0
+    }
 }
 
 /// What waits for the sessions of each user, all partitions together.

@@ -12,6 +12,7 @@ use crate::limits::{Drop as DropReason, QueuePolicy};
 use crate::message::{Inbound, Origin, Stored};
 use crate::queue::{Extra, Queue, Stage, SubscriptionIds};
 use crate::record::{Delivery, Record};
+use crate::session::Channel;
 
 /// One subscription of a target that matched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,11 +119,15 @@ impl Partition {
             let away = session.channel.is_none();
             if form.qos == QoS::AtMostOnce && !(away && self.rules.queue_qos0) {
                 outcome.accepted += 1;
-                if let Some(channel) = session.channel {
-                    let Form { qos, retain, ids } = form;
-                    let (connection, body) = (channel.connection, Body::Current);
-                    out.push(Effect::Deliver(Deliver { connection, id: 0, qos, dup: false, retain, ids, body }));
+                let Some(Channel { connection, .. }) = session.channel else { continue };
+                if self.rules.is_slow(connection.lane) {
+                    let (client_id, topic) = (session.client_id.as_ref().into(), message.view.topic.into());
+                    out.push(Effect::Dropped { client_id, topic, qos: form.qos, reason: DropReason::SlowReader });
+                    continue;
                 }
+                let Form { qos, retain, ids } = form;
+                let body = Body::Current;
+                out.push(Effect::Deliver(Deliver { connection, id: 0, qos, dup: false, retain, ids, body }));
                 continue;
             }
             if self.make_room(target.slot, message, form.qos, outcome, out) {

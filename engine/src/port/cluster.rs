@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::{Config, MemberOrder, Shared};
-use crate::lane::LaneMessage;
+use crate::lane::{LaneMessage, Mailbox};
 use crate::limits::NODES_MAX;
 use crate::link::{Event, Links, Member, Site, Trust};
 use crate::log::{ClusterLog, ClusterLogEvent, ClusterLogNotify, ClusterLogState};
@@ -52,6 +52,7 @@ pub(super) fn link(shared: &Arc<Shared>, config: &Config, open: Option<OpenLog<'
         me: Member { slot: cluster.slot, incarnation: cluster.incarnation, address: cluster.links },
         cluster: siphash(shared.ring.key(), b"link"),
         now_ms: Box::new(move || clock.now_ms()),
+        slow: Arc::clone(&shared.slow),
     };
     let weak = Arc::downgrade(shared);
     let tell = Box::new(move |event| {
@@ -76,7 +77,14 @@ fn trust(secret: &str, everywhere: bool) -> Result<Trust, String> {
 fn tell_link(shared: &Arc<Shared>, event: Event) {
     match event {
         Event::Batch { incarnation, from, to, now_ms, bytes } => {
-            shared.post(from, to, LaneMessage::Linked { from, incarnation, now_ms, bytes });
+            if let Some(mailbox) = shared.mailbox(to) {
+                return mailbox.post(from, vec![LaneMessage::Linked { from, incarnation, now_ms, bytes }]);
+            }
+            shared.links.get().iter().for_each(|links| links.taken(bytes.len()));
+        }
+        Event::Eased => {
+            let places = (0..shared.ring.lanes()).map(|lane| shared.ring.place(lane));
+            places.filter_map(|place| shared.mailbox(place)).for_each(Mailbox::wake);
         }
         Event::Up(slot, incarnation) => {
             for lane in 0..shared.ring.lanes() {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Map, Value, json};
@@ -63,6 +63,7 @@ impl Config {
             users: Arc::clone(&shared.users),
             cache: Arc::clone(&shared.cache),
             disk_failing: Arc::clone(&shared.disk_failing),
+            slow: Arc::clone(&shared.slow),
             many_logs: shared.cluster_log.get().is_some(),
         }
     }
@@ -188,6 +189,8 @@ pub struct Shared {
     pub ledgers: Arc<Ledgers>,
     /// The disk takes nothing now.
     pub disk_failing: Arc<AtomicBool>,
+    /// Places of other nodes that cannot keep up now, as a mask.
+    pub slow: Arc<AtomicU64>,
     /// Connections that were let in.
     pub connections: AtomicUsize,
     /// Whose turn it is to get a socket.
@@ -234,6 +237,7 @@ impl Shared {
             damaged: AtomicUsize::new(0),
             ledgers: Arc::default(),
             disk_failing: Arc::default(),
+            slow: Arc::default(),
             connections: AtomicUsize::new(0),
             turn: AtomicU32::new(0),
             retained: Arc::default(),

