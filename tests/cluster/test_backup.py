@@ -20,8 +20,10 @@ from nats.js.errors import NotFoundError
 from cluster.returned import Returned, gone
 from cluster.site import ClusterSite
 from cluster.test_cluster import ask, connected
+from roostmq.errors import UnavailableError
 from roostmq.store.access import NatsAccess
 from roostmq.store.nats_kv import connect
+from roostmq.store.restore import restore
 from roostmq.store.streams import make_streams, streams_of
 
 pytestmark = [pytest.mark.xdist_group("nats"), pytest.mark.timeout(300)]
@@ -71,6 +73,27 @@ async def restored(*words: str | Path) -> dict[str, Any]:
     assert back.returncode == 0, back.stderr
     told: dict[str, Any] = json.loads(back.stdout)
     return told
+
+
+async def interrupted(folder: Path, url: str) -> None:
+    """A restore whose terminal goes away in the middle: it takes back the streams that it has made by then."""
+    said: list[str] = []
+
+    def tell(line: str) -> None:
+        said.append(line)
+        if len(said) == 4:
+            raise BrokenPipeError
+
+    access, end = NatsAccess((url,)), time.monotonic() + 60
+    with pytest.raises(BrokenPipeError):
+        while time.monotonic() < end:  # servers that have just started hold an election
+            with contextlib.suppress(UnavailableError):
+                await restore(access, folder, None, (), tell)
+    client = await connect(access, "test")
+    try:
+        assert await client.jetstream(timeout=20).streams_info() == []
+    finally:
+        await client.close()
 
 
 async def has(site: ClusterSite, words: list[str]) -> None:
@@ -132,6 +155,7 @@ async def test_backup_destroy_restore(tmp_path: Path) -> None:
         await has(site, first + second + third)
 
         await everything_lost(site)
+        await interrupted(kept, url)
         told = await restored(kept, "--nats", url)
         assert told["newer"] == []
         await asyncio.gather(*(site.start_node(i) for i in range(2)))

@@ -295,7 +295,14 @@ impl Lane {
         self.refuse(key, reason, reason.name());
     }
 
-    /// What a client has just said is for a node that cannot keep up: this client waits, and no other one.
+    /// A message of a client goes there.
+    pub(super) fn note_published(&mut self, place: u16) {
+        if let Some(fleet) = &mut self.fleet {
+            fleet.met |= 1u64.checked_shl(place.into()).unwrap_or(0);
+        }
+    }
+
+    /// What a client has just published is for a node that cannot keep up: this client waits, and no other one.
     pub(super) fn slow_down(&mut self, key: usize) {
         let Some(fleet) = &mut self.fleet else { return };
         let slow = std::mem::take(&mut fleet.met) & self.shared.slow.load(Ordering::Relaxed);

@@ -274,9 +274,6 @@ impl Lane {
             return;
         }
         let at = usize::from(to);
-        if let Some(fleet) = &mut self.fleet {
-            fleet.met |= 1u64.checked_shl(to.into()).unwrap_or(0);
-        }
         if let Some(n) = self.sent.get_mut(at) {
             *n += 1;
         }

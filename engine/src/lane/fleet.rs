@@ -83,7 +83,7 @@ pub(super) struct Fleet {
     pub sealed: BTreeMap<u16, Sealed>,
     /// A partition of this lane that is cut in two.
     pub halving: Option<Halving>,
-    /// Places to which something was said since it was looked at last, as a mask.
+    /// Places to which something was published since it was looked at last, as a mask.
     pub met: u64,
     /// Connections that are not read until these places have caught up.
     pub slowed: Vec<(ConnectionId, u64)>,

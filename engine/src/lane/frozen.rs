@@ -398,6 +398,7 @@ impl Lane {
     pub(super) fn forward(&mut self, place: u16, message: &Inbound<'_>, meant: Meant) {
         let token = self.flow.token;
         self.flow.waiting += u16::from(token.is_some());
+        self.note_published(place);
         let token = token.map(|token| self.number_ask(token, place, message, false));
         let known = self.interest.applied(place);
         self.send(place, LaneMessage::Publish { message: message.store(), token, known, meant });

@@ -65,6 +65,7 @@ impl Lane {
         if lane == self.number {
             return self.step(partition, Input::Retain { message, token }, Some(message));
         }
+        self.note_published(lane);
         let token = token.map(|token| self.number_ask(token, lane, message, true));
         self.send(lane, LaneMessage::Retain { partition, message: message.store(), token });
     }
