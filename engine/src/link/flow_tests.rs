@@ -271,7 +271,7 @@ impl Pair {
 
     fn say(&mut self, end: usize) {
         if self.ups[end] > 0 {
-            let behind = self.said[end].len() % 3 == 0;
+            let behind = self.said[end].len().is_multiple_of(3);
             let received = self.flows[end].confirm_to_peer(behind);
             let n = self.flows[end].send(vec![1]);
             self.said[end].push(n);
