@@ -21,9 +21,8 @@ from cluster.site import ClusterSite
 from cluster.test_cluster import ask, connected, roost
 from cluster.weather import both
 
-FLOOD = 400
+MUCH = 1_500
 """Messages of 64 KiB; a slow way carries 20 of them in a second."""
-MUCH = 2_000
 pytestmark = [pytest.mark.xdist_group("nats"), pytest.mark.timeout(120)]
 
 
@@ -129,51 +128,9 @@ async def test_a_pair_that_is_cut_talks_through_a_third(tmp_path: Path) -> None:
         await site.stop()
 
 
-async def test_what_waits_for_slow_links_does_not_silence_a_node(tmp_path: Path) -> None:
-    """More than a node's links can carry waits for them for half a minute; it is heard and answered all the while, so it
-    acknowledges, keeps its connections, and is voted out by nobody."""
-    site = ClusterSite(tmp_path)
-    await site.start()
-    try:
-        await site.stand_in_the_rain()
-        doors = [n["mqtt"] for n in site.nodes]
-        got: list[list[bytes]] = [[], []]
-        await site.until_balanced()
-        names = [owned(site, "n2"), owned(site, "n3")]
-        readers = [await asyncio.to_thread(connected, doors[n + 1], name) for n, name in enumerate(names)]
-        for n, reader in enumerate(readers):
-            reader.on_message = lambda _c, _u, m, n=n: got[n].append(m.payload[:3])
-            granted = threading.Event()
-            reader.on_subscribe = lambda *_, granted=granted: granted.set()
-            reader.subscribe("much/#", 0)
-            await until(granted.is_set, 20)
-        flood, writer = [await asyncio.to_thread(connected, doors[0], name) for name in ("flood", "writer")]
-        closed: list[object] = []
-        flood.on_disconnect = writer.on_disconnect = lambda *told: closed.append(told)
-        version = ask(site.nodes[1]["admin"], "/api/v1/cluster")["members_version"]
-        site.weather.slow |= dict.fromkeys(((site.slots[0], site.slots[n]) for n in (1, 2)), 0.05)
-        for n in range(FLOOD):
-            flood.publish("much/x", bytes(65_536))
-            if n % 20 == 0:
-                await asyncio.sleep(0)
-        for n in range(40):
-            told = writer.publish("nobody/x", str(n), qos=1)
-            await until(told.is_published, 10)
-            await asyncio.sleep(0.2)
-        assert max(map(len, got)) < FLOOD, "the links were too slow for it"
-        assert closed == []
-        assert ask(site.nodes[1]["admin"], "/api/v1/cluster")["members_version"] == version, "nobody was voted out"
-        site.weather.clear()
-        # a reader that is too slow for what comes then may miss some of QoS 0
-        await until(lambda: flood.publish("much/x", "end").rc == 0 and all(b"end" in one for one in got), 30)
-        for client in (*readers, flood, writer):
-            gone(client)
-    finally:
-        await site.stop()
-
-
-async def test_who_says_too_much_to_a_slow_node_waits_and_nobody_else(tmp_path: Path) -> None:
-    """Far more than all links together may keep, for a node behind a slow link: only the client that says it is not read."""
+async def test_what_waits_for_slow_links_holds_up_nobody_else(tmp_path: Path) -> None:
+    """Far more than all links together may keep, for a node behind a slow one: only the client that publishes it is not
+    read. And the node is heard and answered all the while, so it acknowledges and is voted out by nobody."""
     site = ClusterSite(tmp_path)
     await site.start()
     try:
@@ -189,18 +146,28 @@ async def test_who_says_too_much_to_a_slow_node_waits_and_nobody_else(tmp_path: 
             reader.subscribe(topic, 2)
             await until(granted.is_set, 20)
         writer = await asyncio.to_thread(connected, doors[0], owned(site, "n1"))
-        site.weather.slow[site.slots[0], site.slots[1]] = 0.05
+        closed: list[object] = []
+        writer.on_disconnect = lambda *told: closed.append(told)
+        version = ask(site.nodes[1]["admin"], "/api/v1/cluster")["members_version"]
+        ways = [(site.slots[0], site.slots[n]) for n in (1, 2)]
+        site.weather.slow |= dict.fromkeys(ways, 0.05)
         said: list[int] = []
         flood = threading.Thread(target=pour, args=(doors[0], "much/x", MUCH, said), daemon=True)
         flood.start()
         await until(lambda: slowed(site, 0) == 1, 20)
-        for n in range(40):
+        for n in range(20):
+            told = writer.publish("nobody/x", str(n), qos=1)
+            await until(told.is_published, 10)
+            await asyncio.sleep(0.2)
+        del site.weather.slow[ways[1]]
+        for n in range(30):
             told = writer.publish("little/x", str(n), qos=n % 3)
             await until(told.is_published, 10)
-            await asyncio.sleep(0.05)
-        await until(lambda: len(got) == 40, 10)
-        assert sorted(got) == list(range(40))
+        await until(lambda: len(got) == 30, 10)
+        assert sorted(got) == list(range(30))
         assert slowed(site, 0) == 1 and len(said) < MUCH / 2, "it waits meanwhile"
+        assert closed == []
+        assert ask(site.nodes[1]["admin"], "/api/v1/cluster")["members_version"] == version, "nobody was voted out"
         site.weather.clear()
         await until(lambda: not flood.is_alive() and slowed(site, 0) == 0, 60)
         assert len(said) == MUCH

@@ -253,7 +253,8 @@ impl Lane {
         let Some(Leaving { to, epoch, parts: Some((bytes, sent)), .. }) = fleet.leaving.get_mut(&partition) else {
             return;
         };
-        if *sent >= bytes.len() {
+        let is_free = self.shared.links.get().is_none_or(|links| links.is_free(*to));
+        if *sent >= bytes.len() || *sent > 0 && !is_free {
             return;
         }
         let end = bytes.len().min(*sent + PART_BYTES);
@@ -268,10 +269,11 @@ impl Lane {
         self.send(to, LaneMessage::Luggage { partition, epoch, part, sealed });
     }
 
-    /// Something of a sealed partition is still to be sent.
+    /// Something of a sealed partition can be sent now.
     pub(super) fn sends_parts(&self) -> bool {
-        let parts = self.fleet.iter().flat_map(|f| f.leaving.values()).filter_map(|l| l.parts.as_ref());
-        parts.into_iter().any(|(bytes, sent)| *sent < bytes.len())
+        let is_free = |l: &Leaving| self.shared.links.get().is_none_or(|links| links.is_free(l.to));
+        let waits = |l: &Leaving| l.parts.as_ref().is_some_and(|(bytes, sent)| *sent < bytes.len());
+        self.fleet.iter().flat_map(|f| f.leaving.values()).any(|l| waits(l) && is_free(l))
     }
 
     /// The table has decided: what was sealed is kept only by whom it names.

@@ -17,6 +17,8 @@ use crate::ring::Ring;
 const WAITING_MAX: usize = 4 << 20;
 /// With more under way to a node, or waiting to be, it is slow: whoever says more to it waits.
 const SLOW_BYTES: usize = 8 << 20;
+/// With more than this a large thing for it, a partition that moves, is sent on a little later: others go between.
+const LAGGING_BYTES: usize = 2 << 20;
 
 /// Another node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +65,7 @@ pub enum Event {
     },
     /// How all others are, about four times a second, with the version of the members, and who is reached through whom.
     Beats(u64, Vec<Beat>, Vec<(u16, u16)>),
-    /// A node was slow and has caught up.
+    /// A node that had much or some to do has less.
     Eased,
 }
 
@@ -91,6 +93,8 @@ pub(super) struct Desk {
     waker: Waker,
     /// Bytes that wait or are not confirmed, of the worst link.
     pub backlog: AtomicUsize,
+    /// Places of nodes that have something to do, as a mask: what can wait waits.
+    lagging: AtomicU64,
     /// Bytes that have come and that lanes have not taken yet.
     pub waiting: AtomicUsize,
     /// See [`super::Pulse::majority_ms`].
@@ -103,15 +107,16 @@ impl Desk {
         self.waiting.load(Ordering::Relaxed) > WAITING_MAX
     }
 
-    /// What is not confirmed, by slot; the places of those for whom it is much.
-    pub fn note_backlogs(&self, backlogs: impl Iterator<Item = (u16, usize)>) -> u64 {
-        let (mut most, mut slow) = (0, 0);
+    /// What is not confirmed, by slot; the places of those for whom it is much, and whether one for whom it was some has less now.
+    pub fn note_backlogs(&self, backlogs: impl Iterator<Item = (u16, usize)>) -> (u64, bool) {
+        let (mut most, mut lagging, mut slow) = (0, 0, 0);
         for (slot, bytes) in backlogs {
             most = most.max(bytes);
+            lagging |= if bytes > LAGGING_BYTES { Ring::mask_of(slot) } else { 0 };
             slow |= if bytes > SLOW_BYTES { Ring::mask_of(slot) } else { 0 };
         }
         self.backlog.store(most, Ordering::Relaxed);
-        slow
+        (slow, self.lagging.swap(lagging, Ordering::Relaxed) & !lagging != 0)
     }
 }
 
@@ -135,8 +140,9 @@ impl Links {
     pub fn start(site: Site, tell: Tell) -> io::Result<Self> {
         let poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKER)?;
-        let (backlog, waiting, majority_ms) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicU64::new(0));
-        let desk = Arc::new(Desk { inbox: Mutex::default(), waker, backlog, waiting, majority_ms });
+        let (inbox, backlog, waiting) = (Mutex::default(), AtomicUsize::default(), AtomicUsize::default());
+        let (lagging, majority_ms) = (AtomicU64::default(), AtomicU64::default());
+        let desk = Arc::new(Desk { inbox, waker, backlog, lagging, waiting, majority_ms });
         let mut work = Work::new(site, tell, poll, Arc::clone(&desk))?;
         let thread = std::thread::Builder::new().name("links".to_owned()).spawn(move || work.run())?;
         Ok(Self { desk, thread: Mutex::new(Some(thread)) })
@@ -180,6 +186,12 @@ impl Links {
     #[must_use]
     pub fn backlog(&self) -> usize {
         self.desk.backlog.load(Ordering::Relaxed)
+    }
+
+    /// Little is under way to the node of this place.
+    #[must_use]
+    pub fn is_free(&self, place: u16) -> bool {
+        self.desk.lagging.load(Ordering::Relaxed) & Ring::mask_of(Ring::slot(place)) == 0
     }
 
     /// A batch of so many bytes was taken: what has come is confirmed only while not too much of it waits.

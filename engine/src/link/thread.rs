@@ -434,8 +434,9 @@ impl Work {
             frame.extend_from_slice(&bytes);
             peer.flow.send(frame);
         }
-        let slow = self.desk.note_backlogs(self.peers.iter().map(|(slot, p)| (*slot, p.flow.unconfirmed_bytes())));
-        if self.site.slow.swap(slow, Ordering::Relaxed) & !slow != 0 {
+        let backlogs = self.peers.iter().map(|(slot, p)| (*slot, p.flow.unconfirmed_bytes()));
+        let (slow, eased) = self.desk.note_backlogs(backlogs);
+        if self.site.slow.swap(slow, Ordering::Relaxed) & !slow != 0 || eased {
             (self.tell)(Event::Eased);
         }
         ending
