@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -79,6 +80,11 @@ async def test_subscribed_at_one_node_published_at_another(site: ClusterSite) ->
     shown = roost("cluster", "why", "sub-1", "--admin", f"http://{third['admin']}")
     assert "connected at n1" in shown.stdout, shown
     assert "t/#" in shown.stdout
+    await site.until_balanced()
+    end = time.monotonic() + 20
+    while any(p["state"] != "serving" for p in ask(first["admin"], "/api/v1/cluster")["partitions"]):
+        assert time.monotonic() < end, "a node that came late still gets its share"
+        await asyncio.sleep(0.1)
     status = roost("cluster", "status", "--admin", f"http://{first['admin']}")
     assert "64 serving" in status.stdout, status
     doctor = roost("cluster", "doctor", "--json", "--admin", f"http://{first['admin']}")
