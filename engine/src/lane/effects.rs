@@ -213,7 +213,11 @@ impl Lane {
         if let Some(owed) = c.owed.get_mut(token.number) {
             owed.outcome.add(outcome);
             owed.waiting = owed.waiting.saturating_sub(1);
-            if owed.waiting == 0 {
+            let (settled, lost) = (owed.waiting == 0, outcome.disk_failed && !c.version.is_v5());
+            if lost {
+                self.leave_unanswered(token.connection.key as usize);
+            }
+            if settled {
                 self.settle(token.connection.key as usize);
             }
         }

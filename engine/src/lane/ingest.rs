@@ -352,6 +352,9 @@ impl Lane {
         }
         c.receiving = c.receiving.saturating_add(1);
         c.owed.push(Owed { id, exactly_once: false, waiting, outcome });
+        if !answered {
+            self.leave_unanswered(key); // at once: what comes next must not get in before it, though an earlier one waits
+        }
         self.settle(key);
         self.deliver_own(&own);
     }
@@ -396,6 +399,9 @@ impl Lane {
         if let Some(owed) = c.owed.get_mut(token.number) {
             owed.waiting = waiting;
             owed.outcome.add(outcome);
+        }
+        if outcome.disk_failed && !c.version.is_v5() {
+            self.leave_unanswered(key);
         }
         self.settle(key);
         self.deliver_own(&own);
@@ -443,7 +449,7 @@ impl Lane {
 
     /// The disk takes nothing, and 3.1.1 has no way to say so: no acknowledgement, and the connection is closed after a
     /// while, so that the client repeats everything in order.
-    fn leave_unanswered(&mut self, key: usize) {
+    pub(super) fn leave_unanswered(&mut self, key: usize) {
         let at_ms = self.now_ms + UNANSWERED_MS;
         let Some(c) = self.connections.get_mut(key).filter(|c| c.unanswered_ms == 0) else { return };
         c.unanswered_ms = at_ms;
