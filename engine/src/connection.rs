@@ -182,7 +182,7 @@ pub struct Connection {
     pub congested: bool,
     /// A SUBACK waits for the barrier; what the client sent after its SUBSCRIBE is answered after it.
     pub subscribing: bool,
-    /// What it said is for a node that cannot keep up: it is not read until that can.
+    /// What it published is for a node that cannot keep up: it is not read until that can.
     pub slowed: bool,
     /// The client wants reason strings.
     pub wants_problems: bool,

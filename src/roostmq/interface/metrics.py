@@ -38,7 +38,7 @@ TEXTS = {
     "partitions_coming": "Partitions on their way to this node: their logs are read, or others have to learn it.",
     "partitions_unsafe": "Partitions that have written something which is not safe yet.",
     "partitions_full": "Partitions whose logs take nothing more until NATS has room.",
-    "connections_slowed": "Clients that are not read now, as what they say is for a node that cannot keep up.",
+    "connections_slowed": "Clients that are not read now, as what they publish is for a node that cannot keep up.",
     "connects_waiting": "CONNECTs that wait for an owner of their sessions' partitions.",
     "publishes_waiting": "Publishes at QoS 1 and 2 that wait for other nodes, or for partitions without an owner.",
     "clients_maximum": "Most clients connected at once since the start.",
