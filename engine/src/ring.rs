@@ -132,7 +132,13 @@ impl Ring {
         slot * NODE_LANES_MAX..(slot + 1) * NODE_LANES_MAX
     }
 
-    /// The same as a mask; 0 for a node that cannot be.
+    /// A place as a mask; 0 for one that cannot be.
+    #[must_use]
+    pub fn bit_of(place: u16) -> u64 {
+        1u64.checked_shl(place.into()).unwrap_or(0)
+    }
+
+    /// The places of a node as a mask; 0 for one that cannot be.
     #[must_use]
     pub fn mask_of(slot: u16) -> u64 {
         let one = (1 << NODE_LANES_MAX) - 1_u64;

@@ -7,6 +7,7 @@ use crate::connection::{Stage, Undelivered};
 use crate::limits::Drop as DropReason;
 use crate::message::{Inbound, Origin, Stored};
 use crate::partition::{Body, Deliver, Effect, Input};
+use crate::ring::Ring;
 use crate::stats::{Counter, LedgerEntry};
 use std::sync::atomic::Ordering;
 
@@ -213,12 +214,10 @@ impl Lane {
         if let Some(owed) = c.owed.get_mut(token.number) {
             owed.outcome.add(outcome);
             owed.waiting = owed.waiting.saturating_sub(1);
-            let (settled, lost) = (owed.waiting == 0, outcome.disk_failed && !c.version.is_v5());
-            if lost {
-                self.leave_unanswered(token.connection.key as usize);
-            }
+            let (key, settled) = (token.connection.key as usize, owed.waiting == 0);
+            self.leave_unanswered(key, outcome);
             if settled {
-                self.settle(token.connection.key as usize);
+                self.settle(key);
             }
         }
     }
@@ -302,35 +301,32 @@ impl Lane {
     /// A message of a client goes there.
     pub(super) fn note_published(&mut self, place: u16) {
         if let Some(fleet) = &mut self.fleet {
-            fleet.met |= 1u64.checked_shl(place.into()).unwrap_or(0);
+            fleet.met |= Ring::bit_of(place);
         }
     }
 
     /// What a client has just published is for a node that cannot keep up: this client waits, and no other one.
     pub(super) fn slow_down(&mut self, key: usize) {
+        let id = self.id_of(key);
         let Some(fleet) = &mut self.fleet else { return };
         let slow = std::mem::take(&mut fleet.met) & self.shared.slow.load(Ordering::Relaxed);
-        let Some(c) = self.connections.get_mut(key).filter(|_| slow != 0) else { return };
-        if c.stage == Stage::Open {
-            c.slowed = true;
-            let id = self.id_of(key);
-            self.fleet.iter_mut().for_each(|fleet| fleet.slowed.push((id, slow)));
-        }
+        let Some(c) = self.connections.get_mut(key).filter(|c| slow != 0 && c.stage == Stage::Open) else { return };
+        c.slowed = true;
+        fleet.slowed.push((id, slow));
     }
 
     fn is_slow(&self, partition: u16) -> bool {
-        let place = 1u64.checked_shl(self.shared.ring.home(partition).into()).unwrap_or(0);
-        self.shared.slow.load(Ordering::Relaxed) & place != 0
+        self.shared.slow.load(Ordering::Relaxed) & Ring::bit_of(self.shared.ring.home(partition)) != 0
     }
 
     /// Clients whose nodes have caught up are read again.
     pub(super) fn speed_up(&mut self) {
         let slow = self.shared.slow.load(Ordering::Relaxed);
         let Some(fleet) = self.fleet.as_mut().filter(|f| !f.slowed.is_empty()) else { return };
-        for (id, places) in std::mem::take(&mut fleet.slowed) {
-            if places & slow != 0 {
-                self.fleet.iter_mut().for_each(|fleet| fleet.slowed.push((id, places)));
-            } else if let Some(c) = self.connection(id) {
+        let (wait, go): (Vec<_>, Vec<_>) = fleet.slowed.drain(..).partition(|(_, places)| places & slow != 0);
+        fleet.slowed = wait;
+        for (id, _) in go {
+            if let Some(c) = self.connection(id) {
                 c.slowed = false;
                 self.mark_ready(id.key as usize);
             }

@@ -2,7 +2,7 @@
 
 use super::{Flow, Lane, Timer};
 use crate::access::Action;
-use crate::channel::Token;
+use crate::channel::{Outcome, Token};
 use crate::codec::{self, Ack, AckKind, Malformed, Packet, Publish, QoS, Reason};
 use crate::connection::{Owed, Stage};
 use crate::limits::{CONNECT_BYTES_MAX, Drop as DropReason};
@@ -352,9 +352,7 @@ impl Lane {
         }
         c.receiving = c.receiving.saturating_add(1);
         c.owed.push(Owed { id, exactly_once: false, waiting, outcome });
-        if !answered {
-            self.leave_unanswered(key); // at once: what comes next must not get in before it, though an earlier one waits
-        }
+        self.leave_unanswered(key, outcome);
         self.settle(key);
         self.deliver_own(&own);
     }
@@ -400,9 +398,7 @@ impl Lane {
             owed.waiting = waiting;
             owed.outcome.add(outcome);
         }
-        if outcome.disk_failed && !c.version.is_v5() {
-            self.leave_unanswered(key);
-        }
+        self.leave_unanswered(key, outcome);
         self.settle(key);
         self.deliver_own(&own);
     }
@@ -423,7 +419,7 @@ impl Lane {
             let Some(c) = self.connections.get_mut(key) else { return };
             let Some(owed) = c.owed.take_ready() else { break };
             if owed.outcome.disk_failed && !c.version.is_v5() {
-                self.leave_unanswered(key);
+                self.leave_unanswered(key, owed.outcome);
                 continue;
             }
             let reason = reason_of(owed.outcome, c.version.is_v5());
@@ -448,10 +444,14 @@ impl Lane {
     }
 
     /// The disk takes nothing, and 3.1.1 has no way to say so: no acknowledgement, and the connection is closed after a
-    /// while, so that the client repeats everything in order.
-    pub(super) fn leave_unanswered(&mut self, key: usize) {
+    /// while, so that the client repeats everything in order. Noted at once, not when its turn to be answered comes: what the
+    /// client sends next must not get in before it while an earlier message waits for its sync.
+    pub(super) fn leave_unanswered(&mut self, key: usize, outcome: Outcome) {
         let at_ms = self.now_ms + UNANSWERED_MS;
         let Some(c) = self.connections.get_mut(key).filter(|c| c.unanswered_ms == 0) else { return };
+        if !outcome.disk_failed || c.version.is_v5() {
+            return;
+        }
         c.unanswered_ms = at_ms;
         let (key, generation) = (u32::try_from(key).unwrap_or(u32::MAX), c.generation);
         self.timers.set(at_ms, Timer::Connection { key, generation });
@@ -474,7 +474,7 @@ impl Lane {
 }
 
 /// The reason code of a PUBACK or PUBREC. In 3.1.1 there is none.
-fn reason_of(outcome: crate::channel::Outcome, v5: bool) -> Reason {
+fn reason_of(outcome: Outcome, v5: bool) -> Reason {
     if !v5 {
         Reason::SUCCESS
     } else if outcome.disk_failed || outcome.retain_failed || (outcome.rejected > 0 && outcome.accepted == 0) {

@@ -24,6 +24,7 @@ use crate::fatal::die_at;
 use crate::interest::Wanted;
 use crate::log::{Anchor, Fence};
 use crate::partition::{Effects, Ending, Input, Partition};
+use crate::port::Shared;
 use crate::record::make_uid;
 use crate::ring::Ring;
 
@@ -253,7 +254,7 @@ impl Lane {
         let Some(Leaving { to, epoch, parts: Some((bytes, sent)), .. }) = fleet.leaving.get_mut(&partition) else {
             return;
         };
-        let is_free = self.shared.links.get().is_none_or(|links| links.is_free(*to));
+        let is_free = is_free(&self.shared, *to);
         if *sent >= bytes.len() || *sent > 0 && !is_free {
             return;
         }
@@ -271,9 +272,8 @@ impl Lane {
 
     /// Something of a sealed partition can be sent now.
     pub(super) fn sends_parts(&self) -> bool {
-        let is_free = |l: &Leaving| self.shared.links.get().is_none_or(|links| links.is_free(l.to));
         let waits = |l: &Leaving| l.parts.as_ref().is_some_and(|(bytes, sent)| *sent < bytes.len());
-        self.fleet.iter().flat_map(|f| f.leaving.values()).any(|l| waits(l) && is_free(l))
+        self.fleet.iter().flat_map(|f| f.leaving.values()).any(|l| waits(l) && is_free(&self.shared, l.to))
     }
 
     /// The table has decided: what was sealed is kept only by whom it names.
@@ -417,4 +417,9 @@ impl Lane {
         }
         self.note_partition_timers();
     }
+}
+
+/// Little is under way to the node of this place.
+fn is_free(shared: &Shared, place: u16) -> bool {
+    shared.links.get().is_none_or(|links| links.is_free(place))
 }

@@ -148,14 +148,20 @@ proptest! {
     }
 }
 
-/// A peer that is behind gets a window and no more; when it has caught up it gets all the rest, each frame once.
-#[test]
-fn who_is_behind_gets_no_more_than_a_window() {
+/// Two ends that know each other; the first may speak.
+fn met() -> (Flow, Flow) {
     let (mut a, mut b) = (Flow::new(1), Flow::new(2));
     let (hello, answer) = (a.hello(), b.hello());
     b.welcome(&answer, &hello).unwrap();
     let first = a.welcome(&hello, &answer).unwrap().first;
     b.begin(first).unwrap();
+    (a, b)
+}
+
+/// A peer that is behind gets a window and no more; when it has caught up it gets all the rest, each frame once.
+#[test]
+fn who_is_behind_gets_no_more_than_a_window() {
+    let (mut a, mut b) = met();
     let frame = WINDOW as usize / 64;
     for _ in 0..1_000 {
         a.send(vec![0; frame]);
@@ -182,11 +188,7 @@ fn who_is_behind_gets_no_more_than_a_window() {
 /// Who only sends has a bounded part of it unconfirmed, though nothing goes the other way.
 #[test]
 fn one_way_traffic_is_confirmed() {
-    let (mut a, mut b) = (Flow::new(1), Flow::new(2));
-    let (hello, answer) = (a.hello(), b.hello());
-    b.welcome(&answer, &hello).unwrap();
-    let first = a.welcome(&hello, &answer).unwrap().first;
-    b.begin(first).unwrap();
+    let (mut a, mut b) = met();
     for _ in 0..1_000 {
         let n = a.send(vec![0; 10_000]);
         assert!(b.receive(n, 10_000).unwrap());

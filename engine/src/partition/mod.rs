@@ -75,7 +75,7 @@ pub struct Rules {
 impl Rules {
     /// A connection there would have to wait long for what it is sent.
     fn is_slow(&self, place: u16) -> bool {
-        self.slow.load(Ordering::Relaxed) & 1u64.checked_shl(place.into()).unwrap_or(0) != 0
+        self.slow.load(Ordering::Relaxed) & crate::ring::Ring::bit_of(place) != 0
     }
 }
 
