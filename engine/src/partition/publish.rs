@@ -357,3 +357,38 @@ impl Partition {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicU64;
+
+    use super::super::tests::{ME, attach, attached, publish, step};
+    use super::super::{Partition, Rules};
+    use super::*;
+
+    /// QoS 0 does not pile up for a connection at a place that cannot keep up, and its client is named; other QoS and other
+    /// places are as ever.
+    #[test]
+    fn qos_0_for_a_slow_place_is_dropped_and_said() {
+        let slow = Arc::new(AtomicU64::new(0));
+        let mut p = Partition::new(3, Rules { slow: Arc::clone(&slow), ..Rules::default() }, 0);
+        let (session, _) = attached(&step(&mut p, attach(ME, false, 60, 10)));
+        let here = 1 << ME.lane;
+        for (places, qos, is_dropped) in [
+            (0, QoS::AtMostOnce, false),
+            (here, QoS::AtMostOnce, true),
+            (here, QoS::AtLeastOnce, false),
+            (here << 1, QoS::AtMostOnce, false),
+        ] {
+            slow.store(places, Ordering::Relaxed);
+            let effects = publish(&mut p, session, qos, 1, Origin::default());
+            let sent = effects.iter().any(|e| matches!(e, Effect::Deliver(_)));
+            let dropped = effects.iter().any(|e| {
+                matches!(e, Effect::Dropped { client_id, reason: DropReason::SlowReader, .. } if &**client_id == "c")
+            });
+            assert_eq!(dropped, is_dropped, "{places} {qos:?}");
+            assert_eq!(sent, !is_dropped, "{places} {qos:?}");
+        }
+    }
+}

@@ -5,17 +5,17 @@ use std::collections::VecDeque;
 use proptest::prelude::*;
 
 use super::*;
-use crate::message::{Head, Message};
+use crate::message::{Head, Message, Origin};
 use crate::session::{NEVER, Subscription};
 
-const ME: ConnectionId = ConnectionId { lane: 0, key: 1, generation: 1 };
+pub(super) const ME: ConnectionId = ConnectionId { lane: 0, key: 1, generation: 1 };
 const OTHER: ConnectionId = ConnectionId { lane: 0, key: 2, generation: 2 };
 
 fn partition() -> Partition {
     Partition::new(3, Rules::default(), 0)
 }
 
-fn attach(connection: ConnectionId, clean: bool, expiry_s: u32, window: u16) -> Input<'static> {
+pub(super) fn attach(connection: ConnectionId, clean: bool, expiry_s: u32, window: u16) -> Input<'static> {
     Input::Attach(Box::new(Attach {
         connection,
         client_id: "c".into(),
@@ -30,7 +30,7 @@ fn attach(connection: ConnectionId, clean: bool, expiry_s: u32, window: u16) -> 
 }
 
 /// A step; a CONNACK goes out at once, and what may follow it follows.
-fn step(p: &mut Partition, input: Input<'_>) -> Effects {
+pub(super) fn step(p: &mut Partition, input: Input<'_>) -> Effects {
     let mut out = Effects::new();
     p.step(5_000, input, &mut out);
     open(p, &mut out);
@@ -55,7 +55,7 @@ fn sync(p: &mut Partition) -> Effects {
     out
 }
 
-fn attached(effects: &[Effect]) -> (SessionRef, bool) {
+pub(super) fn attached(effects: &[Effect]) -> (SessionRef, bool) {
     effects
         .iter()
         .find_map(|e| match e {
@@ -70,8 +70,8 @@ fn target(session: SessionRef, qos: QoS) -> Target {
     Target { partition: 3, slot: session.slot, group: false, matches: smallvec::smallvec![m] }
 }
 
-fn publish(p: &mut Partition, session: SessionRef, qos: QoS, body: u64, origin: crate::message::Origin) -> Effects {
-    let head = Head { qos, origin, publisher: 99, ..Head::default() };
+pub(super) fn publish(p: &mut Partition, session: SessionRef, qos: QoS, body: u64, from: Origin) -> Effects {
+    let head = Head { qos, origin: from, publisher: 99, ..Head::default() };
     let payload = body.to_be_bytes();
     let inbound = Inbound::new(Message { head, topic: "t", props: &[], payload: &payload });
     let token = Some(Token { connection: OTHER, number: body, ask: 0 });
@@ -160,7 +160,7 @@ fn the_end_of_a_session_is_safe_before_its_connack() {
 fn origins_are_taken_once() {
     let mut p = partition();
     let (session, _) = attached(&step(&mut p, attach(ME, false, 60, 10)));
-    let origin = crate::message::Origin { uid: 7, n: 1, answered: 0 };
+    let origin = Origin { uid: 7, n: 1, answered: 0 };
     let delivered = |effects: &Effects| effects.iter().filter(|e| matches!(e, Effect::Deliver(_))).count();
     assert_eq!(delivered(&publish(&mut p, session, QoS::ExactlyOnce, 1, origin)), 1);
     let again = publish(&mut p, session, QoS::ExactlyOnce, 1, origin);
