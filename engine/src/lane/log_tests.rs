@@ -1,7 +1,9 @@
 //! A lane that panics finds everything again that it had acknowledged, in the log on disk (`port::recovery::reread`).
 
 use std::io::Write as _;
+use std::net::TcpStream;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -235,5 +237,39 @@ fn a_group_waits_for_its_members() {
         publisher.0.write_all(&both).unwrap();
         wait_for(&engine, "lane_failed");
         assert_eq!(until_all(&mut member, &[round]), [round]);
+    }
+}
+
+/// The disk fails and takes again while a 3.1.1 client publishes: what gets in is what it sent first, and nothing behind a message
+/// that was refused, though earlier ones still wait for their sync.
+#[test]
+fn nothing_gets_in_behind_what_the_disk_refused() {
+    let folder = Folder::new("refused");
+    let (engine, port) = start_with(&folder.data());
+    for round in 0..20 {
+        let away = name_in(0, &format!("away{round}-"));
+        let topic = format!("t{round}");
+        session(port, &away).0.subscribe_at(&topic, 1);
+        let mut sender = Client(TcpStream::connect(("127.0.0.1", port)).unwrap());
+        let name = name_in(0, &format!("sender{round}-"));
+        sender.send(0x10, &[&b"\0\x04MQTT\x04\x02\0\0"[..], &text(&name)].concat());
+        assert_eq!(sender.packet().expect("CONNACK").1, [0, 0]);
+        let (failing, ended) = (&engine.shared().disk_failing, AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !ended.load(Ordering::Relaxed) {
+                    failing.fetch_xor(true, Ordering::Relaxed);
+                    std::thread::sleep(Duration::from_micros(20));
+                }
+                failing.store(false, Ordering::Relaxed);
+            });
+            let all: Vec<u8> = (1..=200).flat_map(|n| publish_bytes(&topic, n, 1)).collect();
+            sender.0.write_all(&all).unwrap();
+            sender.send(0xc0, &[]);
+            while sender.packet().expect("PINGRESP").0 != 0xd0 {}
+            ended.store(true, Ordering::Relaxed);
+        });
+        let got = session(port, &away).0.drain();
+        assert_eq!(got, (1..).take(got.len()).collect::<Vec<u8>>(), "round {round}");
     }
 }

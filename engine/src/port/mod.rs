@@ -253,6 +253,12 @@ impl Engine {
         self.shared.post(lane, lane, LaneMessage::Order(order));
     }
 
+    /// What all lanes share.
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     /// Takes the events since the last call, at most 1,024, as a JSON array.
     #[must_use]
     pub fn poll(&self) -> String {
