@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use roostmq_engine::codec::QoS;
 use roostmq_engine::log::{
@@ -28,6 +28,7 @@ const SEGMENT_BYTES: u32 = 1024;
 struct Site {
     folder: PathBuf,
     disk: Cut,
+    failing: Arc<AtomicBool>,
     log: DiskLog,
     events: Receiver<(u16, LogEvent)>,
     tended: Arc<AtomicUsize>,
@@ -56,6 +57,7 @@ impl Site {
         let (sender, events) = channel();
         let tended = Arc::new(AtomicUsize::new(0));
         let tends = Arc::clone(&tended);
+        let failing = Arc::new(AtomicBool::new(false));
         let options = Options {
             sync_every_ms: 0,
             lanes: LANES,
@@ -65,14 +67,14 @@ impl Site {
                 tends.fetch_add(1, Ordering::Relaxed);
                 0
             }),
-            failing: Arc::new(AtomicBool::new(false)),
+            failing: Arc::clone(&failing),
         };
         let writer = Writer::new(Arc::new(disk.clone()), CHECK, SEGMENT_BYTES, 0, BTreeMap::new());
         let checkpoints = Checkpoints::new(LANES, 4 * u64::from(SEGMENT_BYTES), 0);
         let log = DiskLog::start(writer, checkpoints, directory, identity, options).unwrap();
         let rules = Rules { cache: Arc::new(BodyCache::new(1 << 20)), ..Rules::default() };
         let partitions = (0..LANES as u16).map(|p| Partition::new(p, rules.clone(), 1)).collect();
-        Self { folder, disk, log, events, tended, partitions, safe: vec![0; LANES] }
+        Self { folder, disk, failing, log, events, tended, partitions, safe: vec![0; LANES] }
     }
 
     /// One retained message more in this partition, handed over.
@@ -203,4 +205,26 @@ fn nothing_is_freed_before_the_directory_names_the_checkpoint() {
     }
     assert!(identity(&site.folder).checkpoint > before, "it is written again");
     assert!(segments.is_disjoint(&site.segments()), "and frees what lies before it");
+}
+
+/// A disk that takes again has to do so for a while before anything is accepted: until then every lane hears of every message
+/// that was refused.
+#[test]
+fn trouble_ends_some_time_after_the_disk_takes_again() {
+    let mut site = Site::new("sure", 1, 1);
+    site.write(0, 1);
+    while !site.failing.load(Ordering::Relaxed) {
+        std::thread::yield_now();
+    }
+    let takes_again = Instant::now();
+    site.disk.0.lock().unwrap().fault_rate = 0;
+    while site.safe[0] == 0 {
+        site.listen(false);
+    }
+    while site.failing.load(Ordering::Relaxed) {
+        std::thread::yield_now();
+    }
+    // the last refusal was at most one pause between two attempts before
+    assert!(takes_again.elapsed() >= Duration::from_millis(250), "{:?}", takes_again.elapsed());
+    assert_eq!(site.safe[0], 1);
 }

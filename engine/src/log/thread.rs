@@ -16,6 +16,9 @@ use super::{LogEvent, Notify, Piece};
 
 /// How long it waits before it tries a disk in trouble again.
 const RETRY: Duration = Duration::from_millis(200);
+/// So long a disk that was in trouble has to take what it is given before records are accepted again: by then every lane has
+/// heard which messages were refused, and none of them lets in a later message of the same publisher.
+const SURE: Duration = Duration::from_millis(500);
 /// How often it looks after checkpoints when nothing is written.
 const IDLE: Duration = Duration::from_millis(500);
 /// How soon it reads the next slice of a segment that shall be emptied: the core has other work.
@@ -35,7 +38,7 @@ pub struct Options {
     pub report: Arc<dyn Fn(Option<String>) + Send + Sync>,
     /// Called again and again; bytes that somebody waits for.
     pub tend: Arc<dyn Fn() -> u64 + Send + Sync>,
-    /// Set while the disk takes nothing.
+    /// Set while the disk takes nothing, and for `SURE` afterwards.
     pub failing: Arc<AtomicBool>,
 }
 
@@ -122,6 +125,7 @@ impl DiskLog {
             walks: VecDeque::new(),
             emptying: None,
             restarts: 0,
+            troubled: Instant::now(),
         };
         work.measure();
         let thread = std::thread::Builder::new().name("log".to_owned()).spawn(move || work.run())?;
@@ -214,6 +218,8 @@ struct Work {
     emptying: Option<Emptying>,
     /// Restarts of lanes that were seen.
     restarts: u64,
+    /// When the disk last refused.
+    troubled: Instant,
 }
 
 impl Work {
@@ -297,17 +303,23 @@ impl Work {
         }
     }
 
-    fn in_trouble(&self, error: &io::Error) {
+    fn in_trouble(&mut self, error: &io::Error) {
+        self.troubled = Instant::now();
         if !self.options.failing.swap(true, Ordering::Relaxed) {
             (self.options.report)(Some(error.to_string()));
         }
     }
 
     fn well_again(&self) {
-        if self.options.failing.load(Ordering::Relaxed) {
+        if self.trouble_is_past() {
             self.options.failing.store(false, Ordering::Relaxed);
             (self.options.report)(None);
         }
+    }
+
+    /// In trouble, and the last refusal is so long ago that it may end.
+    fn trouble_is_past(&self) -> bool {
+        self.options.failing.load(Ordering::Relaxed) && self.troubled.elapsed() >= SURE
     }
 
     fn count(&self, pieces: &[Piece]) {
@@ -337,7 +349,7 @@ impl Work {
 
     /// A disk in trouble is tried even if nobody writes: then nobody is refused for ever.
     fn try_again(&mut self) {
-        if self.options.failing.load(Ordering::Relaxed) {
+        if self.trouble_is_past() {
             let probe = Piece { now_ms: self.now_ms, ..Piece::default() };
             if self.writer.write(&[probe], unix_ms(), true).is_ok() {
                 self.well_again();
