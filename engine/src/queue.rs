@@ -369,6 +369,12 @@ impl Queue {
         self.entries.iter_mut().zip(bodies).for_each(|(entry, body)| entry.body = body);
     }
 
+    /// Entries from an index on.
+    pub fn iter_from(&self, index: u64) -> impl Iterator<Item = (u64, &Entry)> {
+        let skipped = usize::try_from(index.saturating_sub(self.base)).unwrap_or(usize::MAX).min(self.entries.len());
+        (self.base + skipped as u64..).zip(self.entries.range(skipped..))
+    }
+
     /// All entries with their index, oldest first.
     pub fn iter(&self) -> impl Iterator<Item = (u64, &Entry)> {
         (self.base..).zip(&self.entries)

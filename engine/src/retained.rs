@@ -117,6 +117,11 @@ impl Retained {
         self.nodes.iter().filter_map(|(_, node)| node.value.as_ref())
     }
 
+    /// Every message from a place on, each with its place.
+    pub fn each_from(&self, place: usize) -> impl Iterator<Item = (usize, &Stored)> {
+        (place..self.nodes.capacity()).filter_map(|at| Some((at, self.nodes.get(at)?.value.as_ref()?)))
+    }
+
     /// Appends every message whose topic the filter matches.
     pub fn find(&self, filter: &str, out: &mut Vec<Stored>) {
         if !crate::topic::has_wildcard(filter) {

@@ -44,6 +44,8 @@ enum Place {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Entry {
+    /// It travels apart: others may share it.
+    #[serde(skip)]
     message: Option<Stored>,
     place: Place,
 }
@@ -345,6 +347,16 @@ impl Group {
             let with = if let Place::With { session, n } = e.place { Some((n, session)) } else { None };
             Some((index, e.message.as_ref()?, with))
         })
+    }
+
+    /// The message of each place in its queue, oldest first.
+    pub fn bodies(&self) -> impl Iterator<Item = Option<&Stored>> {
+        self.entries.iter().map(|e| e.message.as_ref())
+    }
+
+    /// Puts messages back that travelled apart.
+    pub fn fill(&mut self, bodies: impl Iterator<Item = Option<Stored>>) {
+        self.entries.iter_mut().zip(bodies).for_each(|(entry, body)| entry.message = body);
     }
 
     /// The highest dispatch number so far.

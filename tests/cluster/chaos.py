@@ -36,6 +36,8 @@ from cluster.weather import both
 SETTLE_S = 60.0
 STEPS = (
     "controller has announced",
+    "owner sends ahead",
+    "target gets ahead",
     "owner begins",
     "peer is asked",
     "peer holds",

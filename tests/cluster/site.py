@@ -206,6 +206,10 @@ class ClusterSite(Site):
             mine = [r["partition"] for r in rows if r["owner"] == source]
             self._wish(door, pin=dict.fromkeys(self.rng.sample(mine, min(4, len(mine))), target))
 
+    def pin(self, wanted: dict[int, str]) -> None:
+        """These partitions shall go to these nodes."""
+        self._wish(self.nodes[0]["admin"], pin=wanted)
+
     def split(self, i: int, most: int) -> None:
         """All partitions are cut in two, if a node can be asked for that now and they do not become more than these."""
         door = self.nodes[i]["admin"]

@@ -18,6 +18,7 @@ from durability.publishers import Publisher
 from durability.subscribers import Habits, Subscriber
 
 from cluster.chaos import Plan, run
+from cluster.heavy import Filler, all_of, asked, move, queues
 from cluster.returned import gone
 from cluster.site import ClusterSite
 from cluster.test_cluster import ask, connected, roost
@@ -77,6 +78,11 @@ def steady(site: ClusterSite, book: Book) -> list[Client]:
         filters = [("d/#", 2)] if n % 4 == 0 else [(f"d/{n % 6}/+", n % 2 + 1)]
         made.append(Subscriber(site, book, random.Random(n), f"s{n}", 5 if n % 3 else 4, filters, Habits()))
     return made
+
+
+def owner_of(site: ClusterSite, partition: int) -> int:
+    owner = next(r["owner"] for r in asked(site, 0)["partitions"] if r["partition"] == partition)
+    return next(i for i, n in enumerate(site.nodes) if n["id"] == owner)
 
 
 async def test_a_node_more_and_a_node_less_and_nobody_notices(tmp_path: Path) -> None:
@@ -147,6 +153,28 @@ async def test_whoever_dies_in_a_move_it_ends_on_one_side(tmp_path: Path) -> Non
     assert result.clean, result.table()
     assert sum(result.checked[s.replace("die:", "died:")] for s in story) == 2
     assert result.checked["demanded at QoS 2"] > 1_000
+
+
+async def test_what_waits_goes_ahead(tmp_path: Path) -> None:
+    """Queues of many megabytes go to another node while their partition serves; more is published all the while, nothing is lost."""
+    site = ClusterSite(tmp_path)
+    await site.start()
+    try:
+        await site.until_balanced()
+        names = await queues(site, 7, 2)
+        topics, count = [f"q/{name}" for name in names], 4_000
+        await Filler().run(site.doors[0], topics, range(count), 2_000)
+        more = asyncio.create_task(Filler(0.002).run(site.doors[1], topics, range(count, count + 500), 2_000))
+        here = owner_of(site, 7)
+        for to in ((here + 1) % 3, (here + 2) % 3, here):
+            told = await move(site, 7, to)
+            assert told["bytes"] > 2 * count * 2_000, told
+            assert told["bytes"] - told["ahead"] < 2_000_000, told
+        await more
+        for name in names:
+            assert await all_of(site.doors[2], name, count + 500), name
+    finally:
+        await site.stop()
 
 
 async def test_a_plan_is_shown_before_anything_moves(tmp_path: Path) -> None:

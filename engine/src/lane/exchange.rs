@@ -154,6 +154,14 @@ pub enum LaneMessage {
     Apart {
         partition: u16,
     },
+    /// Messages of a partition that is about to move, while it serves; the number of the first.
+    Ahead {
+        partition: u16,
+        epoch: u32,
+        first: u32,
+        #[serde(with = "serde_bytes")]
+        part: Vec<u8>,
+    },
     // these never leave the process; they stand last, as the others are numbered on links
     #[serde(skip)]
     Socket {
@@ -402,6 +410,7 @@ impl Lane {
             LaneMessage::Luggage { partition, epoch, part, sealed } => {
                 self.on_luggage(partition, epoch, &part, sealed);
             }
+            LaneMessage::Ahead { partition, epoch, first, part } => self.on_ahead(partition, epoch, first, &part),
             LaneMessage::Gone { connection } => self.on_gone(connection),
             LaneMessage::Apart { partition } => self.detach_in(partition, &|place| place == from),
             LaneMessage::Order(order) => self.on_order(order),

@@ -12,6 +12,7 @@ use super::halts::Halt;
 use super::halving::Halving;
 use super::moving::{Leaving, Sealed};
 use super::owners::{Owner, Parked, Taking};
+use super::warming::{Coming, Warming};
 use super::{Lane, LaneMessage};
 use crate::channel::{ConnectionId, SessionRef};
 use crate::codec::{QoS, Reason};
@@ -74,12 +75,13 @@ pub(super) struct Fleet {
     pub full: BTreeSet<u16>,
     /// Up to where the logs of this lane's partitions go, as far as they are safe.
     pub tips: HashMap<u16, crate::log::Anchor>,
-    /// Planned moves: partitions on their way out, held by everybody, on their way in (epoch, bytes so far), and sealed.
+    /// Planned moves: partitions whose messages go ahead, that are on their way out, held by everybody, on their way in, and sealed.
+    pub warming: BTreeMap<u16, Warming>,
     pub leaving: BTreeMap<u16, Leaving>,
     /// How often the halt of a partition was called off since it was sealed last.
     pub called_off: HashMap<u16, u32>,
     pub halts: BTreeMap<u16, Halt>,
-    pub luggage: HashMap<u16, (u32, Vec<u8>)>,
+    pub coming: HashMap<u16, Coming>,
     pub sealed: BTreeMap<u16, Sealed>,
     /// A partition of this lane that is cut in two.
     pub halving: Option<Halving>,

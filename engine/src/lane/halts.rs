@@ -52,6 +52,7 @@ impl Lane {
     /// It was called off: what was held goes to who has it.
     pub(super) fn on_go_on(&mut self, from: u16, partition: u16, epoch: u32) {
         let Some(fleet) = &mut self.fleet else { return };
+        fleet.drop_ahead(partition, |ended| ended == epoch);
         if fleet.halts.get(&partition).is_none_or(|h| (h.from, h.epoch) != (from, epoch)) {
             return;
         }

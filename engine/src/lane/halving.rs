@@ -15,7 +15,7 @@ use super::exchange::Conveyed;
 use super::moving::Sealed;
 use crate::fatal::die_at;
 use crate::log::{Anchor, At, Emptied, Fence, Part, Walked};
-use crate::partition::{Effects, Input, Partition, Walk};
+use crate::partition::{Bodies, Effects, Input, Partition, Walk};
 use crate::queue::IN_MEMORY;
 
 /// See the top of the file.
@@ -26,7 +26,7 @@ pub(super) struct Halving {
     /// Of the partition when it was sealed.
     epoch: u32,
     /// The partition before the cut, if the table decides otherwise.
-    whole: Vec<u8>,
+    whole: (Bodies, Vec<u8>),
     /// What is cut off, until its log has it.
     upper: Option<Box<Partition>>,
     stage: Stage,
@@ -53,7 +53,7 @@ impl Lane {
         if !self.serves(partition) || !fits || fleet.halving.is_some() {
             return;
         }
-        let begun = Halving { partition, child, epoch, whole: Vec::new(), upper: None, stage: Stage::Fencing };
+        let begun = Halving { partition, child, epoch, whole: <_>::default(), upper: None, stage: Stage::Fencing };
         if let Some(fleet) = &mut self.fleet {
             fleet.halving = Some(begun);
         }
@@ -86,10 +86,10 @@ impl Lane {
     }
 
     /// It is sealed and at rest: from now on it is two, if the table says so.
-    pub(super) fn halve(&mut self, partition: u16, child: u16, whole: Sealed, bytes: Vec<u8>) {
+    pub(super) fn halve(&mut self, partition: u16, child: u16, whole: Sealed, packed: (Bodies, Vec<u8>)) {
         let (ring, rules) = (self.shared.ring.clone(), self.config.rules(&self.shared));
         let is_upper = |name: &str| ring.partition_of(name, child + 1) == child;
-        let halves = Partition::halve((partition, child), &rules, &bytes, &is_upper);
+        let halves = Partition::halve((partition, child), &rules, (&packed.0, &packed.1), &is_upper);
         let Some(fleet) = &mut self.fleet else { return };
         let (epoch, anchor, behind) = (whole.epoch, whole.anchor, whole.behind);
         let (lower, mut upper) = match halves {
@@ -106,7 +106,7 @@ impl Lane {
         let batches = fleet.batches.get(&child).copied().unwrap_or(0);
         let Some(halving) = fleet.halving.as_mut().filter(|h| h.child == child) else { return };
         let Stage::Fenced(next) = halving.stage else { return };
-        halving.whole = bytes;
+        halving.whole = packed;
         die_at("owner has cut");
         let Some(log) = self.shared.cluster_log.get() else {
             halving.upper = Some(Box::new(upper));
@@ -160,7 +160,7 @@ impl Lane {
     pub(super) fn on_lost_child(&mut self, child: u16) -> bool {
         let halving = self.fleet.as_ref().and_then(|f| f.halving.as_ref()).filter(|h| h.child == child);
         let Some(Halving { partition, epoch, whole, .. }) = halving else { return false };
-        let (partition, epoch, is_cut) = (*partition, *epoch, !whole.is_empty());
+        let (partition, epoch, is_cut) = (*partition, *epoch, !whole.1.is_empty());
         let why = "the log of the new partition does not take it";
         if !is_cut && self.fleet.as_ref().is_some_and(|f| f.leaving.contains_key(&partition)) {
             self.call_off(partition, why);
@@ -181,7 +181,7 @@ impl Lane {
         halving.stage = Stage::Written;
         let (partition, child, epoch) = (halving.partition, halving.child, halving.epoch);
         let told = json!({"event": "halved", "partition": partition, "epoch": epoch, "child": child,
-            "sessions": upper.state().len(), "bytes": halving.whole.len()});
+            "sessions": upper.state().len(), "bytes": halving.whole.1.len()});
         fleet.batches.insert(child, upper.journal().batches());
         fleet.sealed.insert(child, Sealed { epoch, anchor, behind: 0, partition: upper, is_cut: true });
         self.shared.events.push(told);
@@ -197,7 +197,7 @@ impl Lane {
             return;
         }
         let sealed = fleet.sealed.get(&partition);
-        let anchor = sealed.map(|s| (s.anchor, s.behind)).filter(|_| !halving.whole.is_empty());
+        let anchor = sealed.map(|s| (s.anchor, s.behind)).filter(|_| !halving.whole.1.is_empty());
         if let Some(log) = self.shared.cluster_log.get() {
             log.release(halving.child);
         }
@@ -209,7 +209,8 @@ impl Lane {
         if let Some(mut upper) = halving.upper {
             upper.retire(&mut Effects::new());
         }
-        let whole = Partition::unpack(partition, self.config.rules(&self.shared), &halving.whole);
+        let (bodies, bytes) = halving.whole;
+        let whole = Partition::unpack(partition, self.config.rules(&self.shared), bodies, &bytes);
         if let (Ok(whole), Some((anchor, behind)), Some(fleet)) = (whole, anchor, &mut self.fleet) {
             let whole = Sealed { epoch: halving.epoch, anchor, behind, partition: Box::new(whole), is_cut: false };
             fleet.sealed.insert(partition, whole);

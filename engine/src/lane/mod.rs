@@ -31,6 +31,7 @@ mod shared_log;
 mod subscribe;
 #[cfg(test)]
 mod tests;
+mod warming;
 
 use std::collections::VecDeque;
 use std::rc::Rc;

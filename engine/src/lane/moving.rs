@@ -1,5 +1,6 @@
 //! A partition that moves to another place while its clients talk (`30-cluster.md`, section 6; record 0011).
 //!
+//! 0. *Warm.* Its messages go ahead while it serves (`warming.rs`).
 //! 1. *Halt.* The owner pauses the partition and asks every lane of every member to hold what is for it. Each one answers behind
 //!    everything that it had said; from then on nothing for the partition is on its way.
 //! 2. *Seal.* When all have answered and all is safe, the owner packs the partition with everything it knows and sends it.
@@ -17,13 +18,14 @@ use serde_json::json;
 
 use super::relay::ToSession;
 use super::shared_log::Walks;
+use super::warming::Coming;
 use super::{Lane, LaneMessage};
 use crate::channel::ConnectionId;
 use crate::connection::Away;
 use crate::fatal::die_at;
 use crate::interest::Wanted;
 use crate::log::{Anchor, Fence};
-use crate::partition::{Effects, Ending, Input, Partition};
+use crate::partition::{Ahead, Effects, Ending, Input, Partition};
 use crate::port::Shared;
 use crate::record::make_uid;
 use crate::ring::Ring;
@@ -46,6 +48,8 @@ pub(super) struct Leaving {
     since_ms: u64,
     /// Places that have not answered the halt.
     missing: BTreeSet<u16>,
+    /// What its target has of it already.
+    pub ahead: Ahead,
     /// Once it is sealed: its bytes, and how many of them were sent.
     parts: Option<(Vec<u8>, usize)>,
     told: bool,
@@ -76,7 +80,7 @@ impl Lane {
         }
         let lanes = self.fleet.as_ref().and_then(|f| f.members.get(&slot)).map(|(_, lanes)| *lanes);
         match lanes.map(|lanes| self.shared.ring.place_in(slot, lanes, partition)) {
-            Some(to) => self.begin_leaving(partition, to, None),
+            Some(to) => self.begin_warming(partition, to),
             None => {
                 let epoch = self.fleet.as_ref().and_then(|f| f.known.get(usize::from(partition))).map_or(0, |k| k.0);
                 self.say_failed(partition, epoch, "its target is no member");
@@ -87,22 +91,14 @@ impl Lane {
     /// It halts, to be sealed and to go to a place; with a child it stays here and is cut.
     pub(super) fn begin_leaving(&mut self, partition: u16, to: u16, child: Option<u16>) {
         let Some(fleet) = &self.fleet else { return };
+        if fleet.leaving.contains_key(&partition) || fleet.halts.contains_key(&partition) {
+            return;
+        }
         let epoch = fleet.known.get(usize::from(partition)).map_or(0, |k| k.0);
-        let others = fleet.members.iter().flat_map(|(slot, (_, lanes))| {
-            let first = Ring::places_of(*slot).start;
-            first..first + lanes
-        });
-        let others: BTreeSet<u16> = others.filter(|p| *p != self.number).collect();
-        let far = others.iter().find(|p| !self.reaches(**p)).copied();
-        let why = match far {
-            Some(place) => format!("the node in slot {} cannot be talked to", Ring::slot(place)),
-            _ if !self.serves(partition) => "it is not served yet".to_owned(),
-            _ if fleet.leaving.contains_key(&partition) || fleet.halts.contains_key(&partition) => return,
-            _ => String::new(),
-        };
-        if !why.is_empty() {
+        if let Some(why) = self.obstacle(partition) {
             return self.say_failed(partition, epoch, &why);
         }
+        let others: BTreeSet<u16> = self.other_places().collect();
         let filters = self.partition(partition).map(|p| {
             p.pause();
             p.filters().map(str::to_owned).collect::<Vec<_>>()
@@ -112,9 +108,25 @@ impl Lane {
         self.hold_for(partition, epoch, self.number, wanted, child);
         others.iter().for_each(|place| self.send(*place, LaneMessage::Halt { partition, epoch, child }));
         die_at("owner begins");
-        let leaving = Leaving { to, epoch, since_ms: self.now_ms, missing: others, parts: None, told: false, child };
+        let ahead = if child.is_some() { Ahead::staying() } else { Ahead::default() };
+        let leaving =
+            Leaving { to, epoch, since_ms: self.now_ms, missing: others, ahead, parts: None, told: false, child };
         if let Some(fleet) = &mut self.fleet {
             fleet.leaving.insert(partition, leaving);
+        }
+    }
+
+    fn other_places(&self) -> impl Iterator<Item = u16> {
+        let members = self.fleet.iter().flat_map(|f| f.members.iter());
+        let all = members.flat_map(|(slot, (_, lanes))| Ring::places_of(*slot).take(usize::from(*lanes)));
+        all.filter(|place| *place != self.number)
+    }
+
+    /// Why a partition cannot move now.
+    pub(super) fn obstacle(&self, partition: u16) -> Option<String> {
+        match self.other_places().find(|place| !self.reaches(*place)) {
+            Some(place) => Some(format!("the node in slot {} cannot be talked to", Ring::slot(place))),
+            None => (!self.serves(partition)).then(|| "it is not served yet".to_owned()),
         }
     }
 
@@ -140,6 +152,7 @@ impl Lane {
 
     /// The end of a tick: what can go on goes on.
     pub(super) fn tend_moves(&mut self) {
+        self.tend_warming();
         let Some(fleet) = self.fleet.as_ref().filter(|f| !f.leaving.is_empty()) else { return };
         for partition in fleet.leaving.keys().copied().collect::<Vec<_>>() {
             self.tend_move(partition);
@@ -200,7 +213,10 @@ impl Lane {
 
     /// Nothing for it is on its way: it is packed, and acts no more.
     fn seal(&mut self, partition: u16) {
-        let packed = self.partition(partition).map(|p| p.pack());
+        let leaving = self.fleet.as_mut().and_then(|f| f.leaving.get_mut(&partition));
+        let mut ahead = leaving.map(|l| std::mem::take(&mut l.ahead)).unwrap_or_default();
+        let before = ahead.bodies().bytes();
+        let packed = self.partition(partition).map(|p| p.pack(&mut ahead));
         let bytes = match packed {
             Some(Ok(bytes)) => bytes,
             Some(Err(why)) => return self.call_off(partition, &why),
@@ -225,10 +241,10 @@ impl Lane {
         let sealed = Sealed { epoch: leaving.epoch, anchor, behind, partition: gone, is_cut: false };
         if let Some(child) = leaving.child {
             leaving.parts = Some((Vec::new(), 0));
-            return self.halve(partition, child, sealed, bytes);
+            return self.halve(partition, child, sealed, (ahead.bodies().clone(), bytes));
         }
         fleet.sealed.insert(partition, sealed);
-        self.shared.events.push(json!({"event": "sealed", "partition": partition, "bytes": bytes.len()}));
+        self.shared.events.push(json!({"event": "sealed", "partition": partition, "bytes": before + bytes.len()}));
         leaving.parts = Some((bytes, 0));
         self.send_parts(partition);
     }
@@ -273,7 +289,8 @@ impl Lane {
     /// Something of a sealed partition can be sent now.
     pub(super) fn sends_parts(&self) -> bool {
         let waits = |l: &Leaving| l.parts.as_ref().is_some_and(|(bytes, sent)| *sent < bytes.len());
-        self.fleet.iter().flat_map(|f| f.leaving.values()).any(|l| waits(l) && is_free(&self.shared, l.to))
+        self.sends_ahead()
+            || self.fleet.iter().flat_map(|f| f.leaving.values()).any(|l| waits(l) && is_free(&self.shared, l.to))
     }
 
     /// The table has decided: what was sealed is kept only by whom it names.
@@ -281,6 +298,7 @@ impl Lane {
         self.end_halving(partition, owner);
         let Some(fleet) = &mut self.fleet else { return };
         fleet.leaving.remove(&partition);
+        fleet.drop_ahead(partition, |epoch| epoch < owner.epoch);
         let mine = owner.slot == Some(Ring::slot(self.number));
         if !mine || fleet.sealed.get(&partition).is_some_and(|s| s.epoch + 1 != owner.epoch) {
             self.drop_sealed(partition);
@@ -291,28 +309,25 @@ impl Lane {
 
     pub(super) fn on_luggage(&mut self, partition: u16, epoch: u32, part: &[u8], sealed: Option<(Anchor, usize)>) {
         let Some(fleet) = &mut self.fleet else { return };
-        let coming = fleet.luggage.entry(partition).or_default();
-        if coming.0 != epoch {
-            *coming = (epoch, Vec::new());
-        }
-        coming.1.extend_from_slice(part);
+        fleet.coming(partition, epoch).luggage.extend_from_slice(part);
         let Some((anchor, behind)) = sealed else { return };
         let is_owned = fleet.owners.get(usize::from(partition)).is_some_and(|o| o.epoch == epoch);
-        let (_, bytes) = fleet.luggage.remove(&partition).unwrap_or_default();
+        let Coming { ahead, luggage, .. } = fleet.coming.remove(&partition).unwrap_or_default();
+        let (before, bytes) = (ahead.bytes(), ahead.bytes() + luggage.len());
         die_at("target unpacks");
         if !is_owned {
             return; // late: the table has decided meanwhile
         }
-        match Partition::unpack(partition, self.config.rules(&self.shared), &bytes) {
+        match Partition::unpack(partition, self.config.rules(&self.shared), ahead, &luggage) {
             Ok(unpacked) => {
-                let (sessions, bytes) = (unpacked.state().len(), bytes.len());
+                let sessions = unpacked.state().len();
                 self.drop_sealed(partition);
                 let sealed = Sealed { epoch, anchor, behind, partition: Box::new(unpacked), is_cut: false };
                 if let Some(fleet) = &mut self.fleet {
                     fleet.sealed.insert(partition, sealed);
                 }
                 let told = json!({"event": "carried", "partition": partition, "epoch": epoch, "sessions": sessions,
-                    "bytes": bytes});
+                    "bytes": bytes, "ahead": before});
                 self.shared.events.push(told);
                 die_at("target has it");
             }
@@ -420,6 +435,6 @@ impl Lane {
 }
 
 /// Little is under way to the node of this place.
-fn is_free(shared: &Shared, place: u16) -> bool {
+pub(super) fn is_free(shared: &Shared, place: u16) -> bool {
     shared.links.get().is_none_or(|links| links.is_free(place))
 }

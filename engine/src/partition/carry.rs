@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use super::bodies::{Ahead, Bodies, print_of};
 use super::{Effects, Journal, Partition, Rules};
 use crate::channel::{ConnectionId, SessionRef};
 use crate::inflight::Window;
 use crate::log::Position;
-use crate::message::Stored;
 use crate::record::{Record, State, digest, digest_of_origins, make_uid};
 use crate::session::{Session, Total};
 use crate::shared::Group;
@@ -43,38 +43,23 @@ struct Luggage {
     last: Position,
     next_uid: u64,
     digest: u64,
-    /// One behind the other.
+    /// So many bodies went ahead.
+    ahead: u32,
+    /// The others, one behind the other.
     #[serde(with = "serde_bytes")]
     bodies: Vec<u8>,
     bags: Vec<Bag>,
-    retained: Vec<Stored>,
+    retained: Vec<u32>,
     origins: Vec<(u64, Window)>,
-    groups: Vec<Group>,
+    /// Each with the body of each place in its queue.
+    groups: Vec<(Group, Vec<u32>)>,
 }
 
 /// Digest of a session's bytes and of the bodies that it names.
-fn digest_of(session: &[u8], bodies: &[u32], prints: &[u64]) -> u64 {
-    let named = bodies.iter().map(|place| prints.get(*place as usize).copied().unwrap_or(u64::from(*place)));
+fn digest_of(session: &[u8], named: &[u32], bodies: &Bodies) -> u64 {
+    let named = named.iter().map(|number| bodies.print(*number).unwrap_or(u64::from(*number)));
     let all: Vec<u8> = std::iter::once(print_of(session)).chain(named).flat_map(u64::to_le_bytes).collect();
     crate::ring::siphash(KEY, &all)
-}
-
-/// Tells bytes from those that were damaged, at the speed of memory: a partition stands still while it is counted.
-fn print_of(bytes: &[u8]) -> u64 {
-    u64::from(crc32c::crc32c(bytes)) << 32 | bytes.len() as u64 & 0xffff_ffff
-}
-
-/// The bodies that a partition brings, and the print of each.
-fn unpack_bodies(mut rest: &[u8]) -> Result<(Vec<Stored>, Vec<u64>), String> {
-    let (mut bodies, mut prints) = (Vec::new(), Vec::new());
-    while !rest.is_empty() {
-        let (body, behind) = postcard::take_from_bytes(rest).map_err(|e| format!("a message cannot be read: {e}"))?;
-        let bytes = rest.len() - behind.len();
-        prints.push(print_of(rest.get(..bytes).unwrap_or_default()));
-        bodies.push(body);
-        rest = behind;
-    }
-    Ok((bodies, prints))
 }
 
 impl Partition {
@@ -107,73 +92,74 @@ impl Partition {
         own.chain(self.state.groups().map(Group::filter))
     }
 
-    /// Its bytes.
+    /// Its bytes, without the messages that went ahead.
     ///
     /// # Errors
     /// It is more than the format can say.
-    pub fn pack(&self) -> Result<Vec<u8>, String> {
-        let mut places: HashMap<*const crate::message::Head, u32> = HashMap::new();
-        let (mut bodies, mut prints, mut bags): (Vec<u8>, _, _) = (Vec::new(), Vec::new(), Vec::new());
+    pub fn pack(&self, ahead: &mut Ahead) -> Result<Vec<u8>, String> {
         let users = self.rules.users.names();
+        let mut bags = Vec::with_capacity(self.state.len());
         for (slot, s) in self.state.each() {
-            let mut mine = Vec::with_capacity(s.queue.iter().count());
-            for (_, entry) in s.queue.iter() {
-                let Some(body) = &entry.body else {
-                    mine.push(NO_BODY);
-                    continue;
-                };
-                let fresh = u32::try_from(prints.len()).map_err(|e| e.to_string())?;
-                let place = *places.entry(std::ptr::from_ref(body.head())).or_insert(fresh);
-                if place == fresh {
-                    let at = bodies.len();
-                    bodies = postcard::to_extend(body, bodies).map_err(|e| e.to_string())?;
-                    prints.push(print_of(bodies.get(at..).unwrap_or_default()));
-                }
-                mine.push(place);
-            }
+            let bodies = s.queue.iter().map(|(_, e)| e.body.as_ref().map_or(Ok(NO_BODY), |body| ahead.number(body)));
+            let bodies = bodies.collect::<Result<Vec<u32>, String>>()?;
             let session = postcard::to_stdvec(s).map_err(|e| e.to_string())?;
-            let digest = digest_of(&session, &mine, &prints);
+            let digest = digest_of(&session, &bodies, ahead.bodies());
             let user = s.user.as_ref().and_then(|u| users.get(&Arc::as_ptr(u)).cloned());
-            bags.push(Bag { slot, client_id: s.client_id.clone(), digest, user, session, bodies: mine });
+            bags.push(Bag { slot, client_id: s.client_id.clone(), digest, user, session, bodies });
+        }
+        let retained = self.state.retained.each().map(|m| ahead.number(m)).collect::<Result<_, String>>()?;
+        let mut groups = Vec::new();
+        for group in self.state.groups() {
+            let bodies = group.bodies().map(|body| body.map_or(Ok(NO_BODY), |body| ahead.number(body)));
+            groups.push((group.clone(), bodies.collect::<Result<_, String>>()?));
         }
         let luggage = Luggage {
             logged: self.journal.on,
             last: self.journal.last(),
             next_uid: self.next_uid,
             digest: digest(&self.state),
-            bodies,
+            ahead: u32::try_from(ahead.elsewhere()).map_err(|e| e.to_string())?,
+            bodies: ahead.take().1,
             bags,
-            retained: self.state.retained.each().cloned().collect(),
+            retained,
             origins: self.state.origins().map(|(uid, w)| (uid, w.clone())).collect(),
-            groups: self.state.groups().cloned().collect(),
+            groups,
         };
         let mut bytes = postcard::to_stdvec(&luggage).map_err(|e| e.to_string())?;
         bytes.extend_from_slice(&print_of(&bytes).to_le_bytes());
         Ok(bytes)
     }
 
-    /// The partition that was packed, still paused. [`Self::settle_in`] follows, in its lane.
+    /// The partition that was packed, still paused; `bodies` went ahead. [`Self::settle_in`] follows, in its lane.
     ///
     /// # Errors
     /// The bytes are not what left: says what differs, and in which session.
-    pub fn unpack(number: u16, rules: Rules, bytes: &[u8]) -> Result<Self, String> {
-        // its times are absolute ones, and must come out as they went in
-        crate::message::translate_deadlines(0);
+    pub fn unpack(number: u16, rules: Rules, mut bodies: Bodies, bytes: &[u8]) -> Result<Self, String> {
         let (bytes, print) = bytes.split_last_chunk().ok_or("it is too short")?;
         let luggage: Luggage = postcard::from_bytes(bytes).map_err(|e| format!("it cannot be read: {e}"))?;
-        let (bodies, prints) = unpack_bodies(&luggage.bodies)?;
+        if luggage.ahead as usize != bodies.len() {
+            return Err(format!("of {} messages that went ahead {} are here", luggage.ahead, bodies.len()));
+        }
+        bodies.read(&luggage.bodies)?;
         let mut sessions = Vec::with_capacity(luggage.bags.len());
         for bag in luggage.bags {
-            if digest_of(&bag.session, &bag.bodies, &prints) != bag.digest {
+            if digest_of(&bag.session, &bag.bodies, &bodies) != bag.digest {
                 return Err(format!("session `{}` is not what it was", bag.client_id));
             }
             let read = postcard::from_bytes::<Session>(&bag.session);
             let mut session = read.map_err(|e| format!("session `{}` cannot be read: {e}", bag.client_id))?;
-            session.queue.fill(bag.bodies.iter().map(|place| bodies.get(*place as usize).cloned()));
+            session.queue.fill(bag.bodies.iter().map(|number| bodies.get(*number)));
             session.user = bag.user.and_then(|name| rules.users.account(&name));
             sessions.push((bag.slot, session));
         }
-        let state = State::carried(sessions, luggage.retained, luggage.origins, luggage.groups);
+        let retained = luggage.retained.iter().map(|number| bodies.get(*number));
+        let retained = retained.collect::<Option<_>>().ok_or("a retained message is missing")?;
+        let mut groups = Vec::with_capacity(luggage.groups.len());
+        for (mut group, named) in luggage.groups {
+            group.fill(named.iter().map(|number| bodies.get(*number)));
+            groups.push(group);
+        }
+        let state = State::carried(sessions, retained, luggage.origins, groups);
         if print_of(bytes) != u64::from_le_bytes(*print) {
             return Err("its digest differs from that of what left".to_owned());
         }
@@ -195,12 +181,12 @@ impl Partition {
     pub fn halve(
         numbers: (u16, u16),
         rules: &Rules,
-        bytes: &[u8],
+        (bodies, bytes): (&Bodies, &[u8]),
         is_second: &dyn Fn(&str) -> bool,
     ) -> Result<(Self, Self), String> {
         let (number, child) = numbers;
-        let mut lower = Self::unpack(number, rules.clone(), bytes)?;
-        let mut upper = Self::unpack(number, rules.clone(), bytes)?;
+        let mut lower = Self::unpack(number, rules.clone(), bodies.clone(), bytes)?;
+        let mut upper = Self::unpack(number, rules.clone(), bodies.clone(), bytes)?;
         let (whole, origins) = (digest(&lower.state), digest_of_origins(&lower.state));
         for (half, second) in [(&mut lower, false), (&mut upper, true)] {
             half.uncount();
@@ -283,7 +269,7 @@ impl super::Users {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
@@ -292,11 +278,11 @@ mod tests {
     use crate::partition::{Ask, Input, Match, Target};
     use crate::session::{Attach, Subscription};
 
-    const CONNECTION: ConnectionId = ConnectionId { lane: 3, key: 1, generation: 7 };
+    pub(in crate::partition) const CONNECTION: ConnectionId = ConnectionId { lane: 3, key: 1, generation: 7 };
 
     /// A partition with sessions of both kinds, some of them connected, with messages waiting and under way, retained ones and a
     /// shared group.
-    fn lived_in() -> Partition {
+    pub(in crate::partition) fn lived_in() -> Partition {
         let (mut p, mut out) = (Partition::new(5, Rules::default(), 0), Effects::new());
         for n in 0..6u32 {
             let attach = Attach {
@@ -316,15 +302,7 @@ mod tests {
             p.step(1_000, Input::Opened { session }, &mut out);
             let subscription = Subscription { qos: QoS::ExactlyOnce, ..Subscription::default() };
             p.subscribe(1_000, session, &Ask { filter: "t/+", subscription }, &mut out);
-            for word in 0..4u8 {
-                let head = Head { qos: QoS::AtLeastOnce, publisher: 9, deadline_ms: 77_000, ..Head::default() };
-                let payload = [word, n as u8];
-                let message = Inbound::new(Message { head, topic: "t/x", props: &[], payload: &payload });
-                let m = Match { qos: QoS::ExactlyOnce, no_local: false, retain_as_published: false, id: 0 };
-                let target = Target { partition: 5, slot, group: false, matches: smallvec::smallvec![m] };
-                p.step(1_000, Input::Publish { message: &message, targets: &[target], token: None }, &mut out);
-                p.step(1_000, Input::Retain { message: &message, token: None }, &mut out);
-            }
+            (0..4).for_each(|word| say(&mut p, slot, &[word, n as u8]));
             if n == 4 {
                 let ending = crate::partition::Ending::default();
                 let detach = Input::Detach {
@@ -339,17 +317,28 @@ mod tests {
         p
     }
 
+    /// A message for the session in this slot, which is also retained.
+    pub(in crate::partition) fn say(p: &mut Partition, slot: u32, payload: &[u8]) {
+        let head = Head { qos: QoS::AtLeastOnce, publisher: 9, deadline_ms: 77_000, ..Head::default() };
+        let message = Inbound::new(Message { head, topic: "t/x", props: &[], payload });
+        let m = Match { qos: QoS::ExactlyOnce, no_local: false, retain_as_published: false, id: 0 };
+        let (targets, token) = ([Target { partition: 5, slot, group: false, matches: smallvec::smallvec![m] }], None);
+        let out = &mut Effects::new();
+        p.step(1_000, Input::Publish { message: &message, targets: &targets, token }, out);
+        p.step(1_000, Input::Retain { message: &message, token }, out);
+    }
+
     /// What arrives is what left, to the last byte: packed once more it is the same.
     #[test]
     fn what_arrives_is_what_left() {
         let mut p = lived_in();
         p.pause();
         assert!(p.at_rest());
-        let bytes = p.pack().unwrap();
-        let arrived = Partition::unpack(5, Rules::default(), &bytes).unwrap();
+        let bytes = p.pack(&mut Ahead::default()).unwrap();
+        let arrived = Partition::unpack(5, Rules::default(), Bodies::default(), &bytes).unwrap();
         assert_eq!(arrived.state.len(), p.state.len());
         assert_eq!(arrived.channels_of(&|_| true).count(), 5);
-        assert_eq!(arrived.pack().unwrap().len(), bytes.len());
+        assert_eq!(arrived.pack(&mut Ahead::default()).unwrap().len(), bytes.len());
         assert_eq!(digest(&arrived.state), digest(&p.state));
     }
 
@@ -358,10 +347,10 @@ mod tests {
         /// One byte that was changed on the way is found, wherever it is, and never believed.
         #[test]
         fn a_changed_byte_is_found(at: prop::sample::Index, by in 1..=255u8) {
-            let mut bytes = lived_in().pack().unwrap();
+            let mut bytes = lived_in().pack(&mut Ahead::default()).unwrap();
             let at = at.index(bytes.len());
             bytes[at] ^= by;
-            prop_assert!(Partition::unpack(5, Rules::default(), &bytes).is_err());
+            prop_assert!(Partition::unpack(5, Rules::default(), Bodies::default(), &bytes).is_err());
         }
     }
 
@@ -372,7 +361,10 @@ mod tests {
         let mut p = lived_in();
         p.pause();
         let is_second = |name: &str| name.ends_with(['1', '4', 'x']);
-        let (lower, mut upper) = Partition::halve((5, 69), &Rules::default(), &p.pack().unwrap(), &is_second).unwrap();
+        let mut shared = Ahead::staying();
+        let bytes = p.pack(&mut shared).unwrap();
+        let halves = Partition::halve((5, 69), &Rules::default(), (shared.bodies(), &bytes), &is_second);
+        let (lower, mut upper) = halves.unwrap();
         assert_eq!(lower.state.len() + upper.state.len(), p.state.len());
         assert!(
             upper.state.each().all(|(slot, s)| is_second(&s.client_id) && p.state.session(slot).unwrap().uid == s.uid)
@@ -393,11 +385,11 @@ mod tests {
     /// A byte within a session names the session.
     #[test]
     fn the_session_that_differs_is_named() {
-        let mut bytes = lived_in().pack().unwrap();
+        let mut bytes = lived_in().pack(&mut Ahead::default()).unwrap();
         let name = b"client-3";
         let second = bytes.windows(8).enumerate().filter(|(_, w)| w == name).map(|(at, _)| at).nth(1).unwrap();
         bytes[second + 7] = b'8'; // its own copy of its client id
-        let why = Partition::unpack(5, Rules::default(), &bytes).unwrap_err();
+        let why = Partition::unpack(5, Rules::default(), Bodies::default(), &bytes).unwrap_err();
         assert!(why.contains("client-3"), "{why}");
     }
 }

@@ -5,6 +5,7 @@
 //! until the log says that it is safe. Matching topics to subscribers is the lane's work (`tree`).
 
 mod attach;
+mod bodies;
 mod carry;
 mod deliver;
 mod effect;
@@ -26,6 +27,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+pub use bodies::{Ahead, Bodies};
 pub use effect::{Body, Deliver, Dispatched, Effect, Effects, Granted, Subscriber};
 pub use journal::{BodyCache, Journal};
 pub use publish::{Match, Target};

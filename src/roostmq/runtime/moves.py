@@ -42,7 +42,7 @@ class Moves:
     def __init__(self, node: NodeId) -> None:
         self.node = node
         self.recent: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)
-        """What moved past or into this node: partition, epoch, sessions, bytes, pause_ms."""
+        """What moved past or into this node: partition, epoch, sessions, bytes, ahead (while it served), pause_ms."""
         self._ordered: dict[int, tuple[int, float]] = {}
         self._carried: dict[int, int] = {}
         self._halved: dict[int, int] = {}
