@@ -1,7 +1,7 @@
 """A partition with much in its queues goes from node to node: how long what is for it stands still, and what others notice.
 
 Contract: prints figures, asserts nothing about time. Sessions of one partition are away while their queues fill; then the partition moves
-around. At each node a client sends itself a message every few milliseconds. At the end every session is asked for all it was sent.
+around (or is cut in two). At each node a client sends itself a message every few milliseconds. At the end every session is asked for all it was sent.
 
     PYTHONPATH=tests .venv/bin/python -m cluster.heavy --megabytes 60 --sessions 4 --size 1000
 """
@@ -23,7 +23,7 @@ from typing import Any
 from durability.link import Link
 from wire import CONNACK, PUBACK, PUBLISH, SUBACK, Packet, packet, text
 
-from cluster.growth import p99
+from cluster.growth import p99, split
 from cluster.pauses import Quick, partition_of
 from cluster.site import ClusterSite
 
@@ -173,6 +173,9 @@ async def run(a: argparse.Namespace) -> None:
             told = await move(site, wanted, (turn + 1) % 3)
             worst = [round(max(e.trips, default=0) * 1000, 1) for e in echoes]
             print(f"to {site.nodes[(turn + 1) % 3]['id']}: {told}; echo max ms {worst}")
+        if a.split:
+            [e.trips.clear() for e in echoes]
+            print(f"cut in two: {await split(site)}; echo max ms {[round(max(e.trips, default=0) * 1000, 1) for e in echoes]}")
         [t.cancel() for t in tasks]
         whole = [await all_of(site.doors[0], name, count) for name in names]
         print("every message there, once and in order:", all(whole))
@@ -186,6 +189,7 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, default=4)
     parser.add_argument("--size", type=int, default=1000, help="bytes of a message")
     parser.add_argument("--moves", type=int, default=6)
+    parser.add_argument("--split", action="store_true", help="then every partition is cut in two")
     asyncio.run(run(parser.parse_args()))
 
 

@@ -4,7 +4,8 @@
 //! Contract: the owner numbers bodies in the order in which it packs them, and the target in the order in which they come; a body has
 //! the same number at both, or the target says that it lacks some.
 
-use std::collections::HashMap;
+use foldhash::fast::RandomState;
+use hashbrown::HashMap;
 
 use super::Partition;
 use crate::message::Stored;
@@ -83,7 +84,7 @@ impl Bodies {
 #[derive(Debug, Default)]
 pub struct Ahead {
     /// By address: `bodies` keeps each where it is.
-    numbers: HashMap<usize, u32>,
+    numbers: HashMap<usize, u32, RandomState>,
     bodies: Bodies,
     /// Packed and not taken yet.
     packed: Vec<u8>,

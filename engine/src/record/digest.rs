@@ -1,9 +1,8 @@
 //! An order-free checksum of a partition's durable state: equal states have equal digests, however they came about.
 
-use std::io::Write;
-
 use super::State;
 use super::wire::{Writer, framed};
+use crate::codec::QoS;
 use crate::message::Origin;
 use crate::queue::{Entry, Stage};
 
@@ -60,15 +59,37 @@ pub fn digest_of_origins(state: &State) -> u64 {
     each.fold(0, u64::wrapping_add)
 }
 
-/// What counts of a message in a queue. A partition stands still while its queues are gone through.
+/// What counts of a message in a queue, as `{:?}` of a tuple has it, without its cost: a partition stands still while its queues
+/// are gone through.
 fn describe(uid: u64, index: u64, e: &Entry, out: &mut Vec<u8>) {
+    let word = |yes: bool| if yes { "true, " } else { "false, " };
+    let qos = match e.qos {
+        QoS::AtMostOnce => ", AtMostOnce, ",
+        QoS::AtLeastOnce => ", AtLeastOnce, ",
+        QoS::ExactlyOnce => ", ExactlyOnce, ",
+    };
     let received = matches!(e.stage, Stage::Received | Stage::ReleaseAgain);
-    // never fails: it is memory
-    let _ = write!(out, "({uid}, {index}, {:?}, {}, {received}, {}, ", e.qos, e.retain, e.len);
+    out.push(b'(');
+    decimal(uid, out);
+    out.extend_from_slice(b", ");
+    decimal(index, out);
+    [qos, word(e.retain), word(received)].iter().for_each(|part| out.extend_from_slice(part.as_bytes()));
+    decimal(e.len.into(), out);
     match &e.extra {
-        None => out.extend_from_slice(b"[], None)"),
-        Some(_) => drop(write!(out, "{:?}, {:?})", e.ids(), e.group())),
+        None => out.extend_from_slice(b", [], None)"),
+        Some(_) => out.extend_from_slice(format!(", {:?}, {:?})", e.ids(), e.group()).as_bytes()),
     }
+}
+
+fn decimal(mut n: u64, out: &mut Vec<u8>) {
+    let (mut digits, mut at) = ([0; 20], 20);
+    while let Some(digit) = digits.get_mut(..at).and_then(<[u8]>::last_mut) {
+        (*digit, n, at) = (b'0' + (n % 10) as u8, n / 10, at - 1);
+        if n == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(digits.get(at..).unwrap_or_default());
 }
 
 fn sorted((last, mut ids): (u64, Vec<(u16, u64)>)) -> (u64, Vec<(u16, u64)>) {
@@ -79,7 +100,6 @@ fn sorted((last, mut ids): (u64, Vec<(u16, u64)>)) -> (u64, Vec<(u16, u64)>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec::QoS;
     use crate::queue::{Extra, GroupPlace};
 
     /// Digests are kept in backups: what is counted of a message is written as it always was.
@@ -87,14 +107,17 @@ mod tests {
     fn a_message_counts_as_it_always_did() {
         let place = GroupPlace { partition: 3, uid: 4, index: 5, n: 6 };
         let mut ids = crate::queue::SubscriptionIds::new();
-        for (group, more) in [(None, None), (Some(place), Some(7)), (None, Some(8))] {
+        let qos = [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce];
+        for ((group, more), qos) in [(None, None), (Some(place), Some(7)), (None, Some(8))].into_iter().zip(qos) {
             ids.extend(more);
-            let mut e = Entry::waiting(None, 99, QoS::AtLeastOnce, true, Extra::of(ids.clone(), group));
+            let mut e = Entry::waiting(None, 99, qos, true, Extra::of(ids.clone(), group));
             e.stage = Stage::ReleaseAgain;
-            let mut out = Vec::new();
-            describe(1, 2, &e, &mut out);
-            let as_before = format!("{:?}", (1u64, 2u64, e.qos, e.retain, true, e.len, e.ids(), e.group()));
-            assert_eq!(String::from_utf8(out).unwrap(), as_before);
+            for (uid, index) in [(0, 10), (9, 1 << 62), (u64::MAX, 7)] {
+                let mut out = Vec::new();
+                describe(uid, index, &e, &mut out);
+                let as_before = format!("{:?}", (uid, index, e.qos, e.retain, true, e.len, e.ids(), e.group()));
+                assert_eq!(String::from_utf8(out).unwrap(), as_before);
+            }
         }
     }
 }
