@@ -14,9 +14,12 @@ use super::Lane;
 use super::exchange::Conveyed;
 use super::moving::Sealed;
 use crate::fatal::die_at;
-use crate::log::{Anchor, At, Emptied, Fence, Part, Walked};
+use crate::log::{Anchor, At, Batch, Emptied, Fence, Part, Walked};
 use crate::partition::{Bodies, Effects, Input, Partition, Walk};
 use crate::queue::IN_MEMORY;
+
+/// Bytes of the new partition's state that are written at once.
+const SLICE_BYTES: usize = 4 * 1024 * 1024;
 
 /// See the top of the file.
 #[derive(Debug)]
@@ -27,8 +30,9 @@ pub(super) struct Halving {
     epoch: u32,
     /// The partition before the cut, if the table decides otherwise.
     whole: (Bodies, Vec<u8>),
-    /// What is cut off, until its log has it.
+    /// What is cut off, until its log has it, and how much of it that has.
     upper: Option<Box<Partition>>,
+    walk: Walk,
     stage: Stage,
 }
 
@@ -37,8 +41,13 @@ enum Stage {
     Fencing,
     /// The log has so many records, of an attempt that came to nothing.
     Fenced(u64),
-    /// The batch with this number is on its way: the state. It has to be named.
-    Writing(u64, bool),
+    /// The batch with this number is on its way, the last of the state or not; the state begins at this address. It has to be named.
+    Writing {
+        number: u64,
+        complete: bool,
+        begin: At,
+        named: bool,
+    },
     /// The batch with this number names the state at this address.
     Naming(u64, At),
     Written,
@@ -53,7 +62,15 @@ impl Lane {
         if !self.serves(partition) || !fits || fleet.halving.is_some() {
             return;
         }
-        let begun = Halving { partition, child, epoch, whole: <_>::default(), upper: None, stage: Stage::Fencing };
+        let begun = Halving {
+            partition,
+            child,
+            epoch,
+            whole: <_>::default(),
+            upper: None,
+            walk: Walk::default(),
+            stage: Stage::Fencing,
+        };
         if let Some(fleet) = &mut self.fleet {
             fleet.halving = Some(begun);
         }
@@ -114,12 +131,12 @@ impl Lane {
         };
         upper.begin_log(next, batches);
         upper.write_nothing(); // it may have nothing: then this is the state
-        upper.walk(&mut Walk::default(), &Emptied::default(), &mut Walked::default(), usize::MAX >> 1);
-        if let Some(batch) = upper.take_batch() {
-            halving.stage = Stage::Writing(batch.number, next > 0);
+        let mut walk = Walk::default();
+        if let Some((batch, complete)) = slice(&mut upper, &mut walk) {
+            halving.stage = Stage::Writing { number: batch.number, complete, begin: 0, named: next > 0 };
             log.append(batch.counted_from_0());
         }
-        halving.upper = Some(Box::new(upper));
+        (halving.upper, halving.walk) = (Some(Box::new(upper)), walk);
     }
 
     /// Something that was written there is safe. False: it is not a partition that is cut off here.
@@ -132,18 +149,25 @@ impl Lane {
         let up_to = last.first + u64::from(last.count);
         upper.step(self.now_ms, Input::Safe { number, up_to, address: IN_MEMORY }, &mut Effects::new());
         match halving.stage {
-            Stage::Writing(written, true) if written == number => {
-                log.checkpoint(child, first.at);
-                upper.write_nothing();
-                if let Some(batch) = upper.take_batch() {
-                    halving.stage = Stage::Naming(batch.number, first.at);
-                    log.append(batch.counted_from_0());
+            Stage::Writing { number: written, complete, begin, named } if written == number => {
+                let begin = if begin == 0 { first.at } else { begin };
+                if !complete {
+                    if let Some((batch, complete)) = slice(upper, &mut halving.walk) {
+                        halving.stage = Stage::Writing { number: batch.number, complete, begin, named };
+                        log.append(batch.counted_from_0());
+                    }
+                } else if named {
+                    log.checkpoint(child, begin);
+                    upper.write_nothing();
+                    if let Some(batch) = upper.take_batch() {
+                        halving.stage = Stage::Naming(batch.number, begin);
+                        log.append(batch.counted_from_0());
+                    }
+                } else {
+                    log.release(child);
+                    let anchor = Anchor { at: last.at, epoch: halving.epoch, next: up_to, checkpoint: 0 };
+                    self.say_halved(anchor);
                 }
-            }
-            Stage::Writing(written, false) if written == number => {
-                log.release(child);
-                let anchor = Anchor { at: last.at, epoch: halving.epoch, next: up_to, checkpoint: 0 };
-                self.say_halved(anchor);
             }
             Stage::Naming(written, checkpoint) if written == number => {
                 log.trim(child, checkpoint);
@@ -259,4 +283,14 @@ impl Lane {
         }
         Some(what)
     }
+}
+
+/// More of the state for the log of a new partition, and whether that is all. The slices keep others waiting for the log no longer than
+/// a busy partition does.
+fn slice(upper: &mut Partition, walk: &mut Walk) -> Option<(Batch, bool)> {
+    let complete = upper.walk(walk, &Emptied::default(), &mut Walked::default(), SLICE_BYTES);
+    if upper.unlogged_bytes() == 0 {
+        upper.write_nothing();
+    }
+    upper.take_batch().map(|batch| (batch, complete))
 }

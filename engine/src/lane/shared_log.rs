@@ -5,7 +5,7 @@
 //! everything before it is given back.
 
 use super::Lane;
-use crate::log::{Anchor, Appended, At, ClusterLogEvent, Emptied, Part, Walked};
+use crate::log::{Anchor, Appended, At, Batch, ClusterLogEvent, Emptied, Part, Walked};
 use crate::message::Stored;
 use crate::partition::{Input, Partition, Resumed, Walk};
 use crate::queue::IN_MEMORY;
@@ -15,8 +15,10 @@ use crate::record::{Replay, next_record};
 const CHECKPOINT_BYTES_MIN: usize = 4 * 1024 * 1024;
 /// An append counts as so many bytes more: who inherits a log reads it append by append, and 500 of them take as long as four megabytes.
 const APPEND_BYTES: usize = 8 * 1024;
-/// Bytes of a checkpoint written in one tick.
-const WALK_BYTES: usize = 32 * 1024;
+/// Bytes of a slice of a checkpoint, at least; twice as many as live traffic has written since the one before, if that is more: so it
+/// ends before the log has grown by as much again. A slice is begun when the one before is safe: appends of a partition go one after
+/// another, and no live record waits behind more than one slice.
+const WALK_BYTES: usize = 128 * 1024;
 /// Publishers wait while so much waits to be safe.
 pub(super) const BACKLOG_BYTES_MAX: usize = 64 * 1024 * 1024;
 
@@ -49,6 +51,10 @@ impl Walks {
 struct Walking {
     walk: Walk,
     complete: bool,
+    /// Number of the slice that is not safe yet.
+    slice: Option<u64>,
+    /// What live traffic has written since then.
+    live: usize,
     /// Numbers of its first batch and of its last one.
     first: u64,
     end: u64,
@@ -57,6 +63,25 @@ struct Walking {
     bytes: usize,
     /// What was behind the checkpoint before it.
     before: usize,
+}
+
+impl Walking {
+    /// More of the checkpoint, if it is time for it.
+    fn next_slice(&mut self, partition: &mut Partition) -> Option<Batch> {
+        if self.complete || self.slice.is_some() {
+            return None;
+        }
+        let budget = WALK_BYTES.max(2 * std::mem::take(&mut self.live));
+        self.complete = partition.walk(&mut self.walk, &Emptied::default(), &mut Walked::default(), budget);
+        self.end = partition.journal().batches();
+        if partition.unlogged_bytes() == 0 {
+            partition.write_nothing(); // its end is safe with the next batch, and nobody else may write one
+        }
+        let batch = partition.take_batch()?;
+        self.slice = Some(batch.number);
+        self.bytes += batch.records.len() + APPEND_BYTES;
+        Some(batch)
+    }
 }
 
 impl Lane {
@@ -74,6 +99,7 @@ impl Lane {
             }
             if let Some(batch) = partition.take_batch() {
                 walks.since += batch.records.len() + APPEND_BYTES;
+                walks.walking.iter_mut().for_each(|w| w.live += batch.records.len());
                 log.append(batch.counted_from_0());
             }
             if walks.walking.is_none() && walks.since > walks.last.max(CHECKPOINT_BYTES_MIN) {
@@ -81,12 +107,7 @@ impl Lane {
                 let before = std::mem::take(&mut walks.since);
                 walks.walking = Some(Walking { first, end: u64::MAX, before, ..Walking::default() });
             }
-            let Some(walking) = walks.walking.as_mut().filter(|w| !w.complete) else { continue };
-            walking.complete =
-                partition.walk(&mut walking.walk, &Emptied::default(), &mut Walked::default(), WALK_BYTES);
-            walking.end = partition.journal().batches();
-            if let Some(batch) = partition.take_batch() {
-                walking.bytes += batch.records.len() + APPEND_BYTES;
+            if let Some(batch) = walks.walking.as_mut().and_then(|w| w.next_slice(partition)) {
                 log.append(batch.counted_from_0());
             }
         }
@@ -95,7 +116,7 @@ impl Lane {
     /// A checkpoint is being written: the next tick is wanted soon.
     pub(super) fn walks_shared(&self) -> bool {
         let walks = self.fleet.iter().flat_map(|f| f.walks.values());
-        walks.filter_map(|w| w.walking.as_ref()).any(|w| !w.complete)
+        walks.filter_map(|w| w.walking.as_ref()).any(|w| !w.complete && w.slice.is_none())
     }
 
     pub(super) fn on_cluster_log(&mut self, event: ClusterLogEvent) {
@@ -223,6 +244,7 @@ impl Lane {
         self.step(partition, Input::Safe { number, up_to, address: IN_MEMORY }, None);
         let Some(walks) = self.fleet.as_mut().and_then(|f| f.walks.get_mut(&partition)) else { return };
         let Some(walking) = &mut walks.walking else { return };
+        walking.slice.take_if(|slice| number >= *slice);
         if number == walking.first {
             walking.at = first.at;
         }

@@ -200,7 +200,7 @@ impl Partition {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::super::carry::tests::{CONNECTION, lived_in, say};
@@ -211,7 +211,7 @@ mod tests {
     use crate::record::digest;
 
     /// The client of this slot has done with its oldest message, if that was sent.
-    fn answer(p: &mut Partition, slot: u32) {
+    pub(in crate::partition) fn answer(p: &mut Partition, slot: u32) {
         let Some((uid, index)) = p.state.session(slot).map(|s| (s.uid, s.queue.base())) else { return };
         let (session, id) = (SessionRef { partition: 5, slot, uid }, crate::queue::Queue::identifier(index));
         let connection = ConnectionId { key: slot, ..CONNECTION };

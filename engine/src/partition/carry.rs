@@ -283,7 +283,11 @@ pub(super) mod tests {
     /// A partition with sessions of both kinds, some of them connected, with messages waiting and under way, retained ones and a
     /// shared group.
     pub(in crate::partition) fn lived_in() -> Partition {
-        let (mut p, mut out) = (Partition::new(5, Rules::default(), 0), Effects::new());
+        live_in(Partition::new(5, Rules::default(), 0))
+    }
+
+    pub(in crate::partition) fn live_in(mut p: Partition) -> Partition {
+        let mut out = Effects::new();
         for n in 0..6u32 {
             let attach = Attach {
                 connection: ConnectionId { key: n, ..CONNECTION },
