@@ -174,7 +174,9 @@ impl Lane {
         let kept_back = has_log.then(|| self.partitions.iter().flatten().filter_map(|p| p.may_wait_until_ms()).min());
         let late = kept_back.flatten();
         let late = late.map(|at| Duration::from_millis(at.saturating_sub(self.now_ms).max(1)));
-        [walk, late].into_iter().flatten().min()
+        let turn = self.fleet.as_ref().and_then(|f| f.append_at_ms);
+        let turn = turn.map(|at| Duration::from_millis(at.saturating_sub(self.now_ms).max(1)));
+        [walk, late, turn].into_iter().flatten().min()
     }
 
     /// Writes about so many bytes of the checkpoint.

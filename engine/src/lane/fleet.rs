@@ -69,6 +69,10 @@ pub(super) struct Fleet {
     /// Partitions of which this node has had batches under way: numbers below are of an earlier ownership.
     pub batches: HashMap<u16, u64>,
     pub walks: HashMap<u16, super::shared_log::Walks>,
+    /// What an append takes here, eighths of a millisecond, smoothed.
+    pub append_ms8: u64,
+    /// When a partition that waits for its turn appends.
+    pub append_at_ms: Option<u64>,
     /// When groups of partitions that came are settled.
     pub settle: Vec<(u64, u16)>,
     /// Partitions whose logs take nothing now.

@@ -19,6 +19,11 @@ const APPEND_BYTES: usize = 8 * 1024;
 /// ends before the log has grown by as much again. A slice is begun when the one before is safe: appends of a partition go one after
 /// another, and no live record waits behind more than one slice.
 const WALK_BYTES: usize = 128 * 1024;
+/// Where so many partitions of a node write at once, and their appends take so long, milliseconds, they are in each other's way: then the
+/// appends of each begin so far apart, and there is more in them (record 0018).
+const BUSY: usize = 6;
+const SLOW_MS: u64 = 5;
+const APART_MS: u64 = 50;
 /// Publishers wait while so much waits to be safe.
 pub(super) const BACKLOG_BYTES_MAX: usize = 64 * 1024 * 1024;
 
@@ -30,6 +35,8 @@ pub(super) struct Walks {
     /// How long that was.
     last: usize,
     walking: Option<Walking>,
+    /// Number of the last append, and when it began.
+    begun: (u64, u64),
 }
 
 impl Walks {
@@ -42,7 +49,7 @@ impl Walks {
     pub fn begin_with(behind: usize, partition: &Partition) -> Self {
         let queued = partition.state().each().map(|(_, s)| s.queue.bytes()).sum::<usize>();
         let retained = partition.state().retained.each().map(Stored::len).sum::<usize>();
-        Self { since: behind, last: queued + retained, walking: None }
+        Self { since: behind, last: queued + retained, ..Self::default() }
     }
 }
 
@@ -89,7 +96,10 @@ impl Lane {
     pub(super) fn append_shared(&mut self) {
         let Some(log) = self.shared.cluster_log.get().cloned() else { return };
         let (now_ms, ended) = (self.now_ms, self.ended);
+        let waiting = self.partitions.iter().flatten().filter(|p| !p.journal().all_safe()).count();
         let Some(fleet) = &mut self.fleet else { return };
+        let crowded = waiting * usize::from(self.shared.ring.lanes()) >= BUSY && fleet.append_ms8 > 8 * SLOW_MS;
+        fleet.append_at_ms = None;
         for (number, partition) in (0..).zip(&mut self.partitions) {
             let Some(partition) = partition.as_deref_mut() else { continue };
             let walks = fleet.walks.entry(number).or_default();
@@ -97,7 +107,14 @@ impl Lane {
             if may_wait && !ended {
                 continue;
             }
+            let turn_ms = walks.begun.1 + APART_MS;
+            let in_turn = !crowded || now_ms >= turn_ms || partition.unlogged_bytes() == 0;
+            if !in_turn && !ended && !fleet.leaving.contains_key(&number) {
+                fleet.append_at_ms = Some(fleet.append_at_ms.map_or(turn_ms, |at| at.min(turn_ms)));
+                continue;
+            }
             if let Some(batch) = partition.take_batch() {
+                walks.begun = (batch.number, now_ms);
                 walks.since += batch.records.len() + APPEND_BYTES;
                 walks.walking.iter_mut().for_each(|w| w.live += batch.records.len());
                 log.append(batch.counted_from_0());
@@ -242,7 +259,13 @@ impl Lane {
             (tip.at, tip.next) = (last.at, up_to);
         }
         self.step(partition, Input::Safe { number, up_to, address: IN_MEMORY }, None);
-        let Some(walks) = self.fleet.as_mut().and_then(|f| f.walks.get_mut(&partition)) else { return };
+        let Some(fleet) = &mut self.fleet else { return };
+        let Some(walks) = fleet.walks.get_mut(&partition) else { return };
+        if walks.begun.0 == number {
+            // a smoothed mean, eight times
+            fleet.append_ms8 += (self.now_ms - walks.begun.1).min(1_000);
+            fleet.append_ms8 -= fleet.append_ms8 / 8;
+        }
         let Some(walking) = &mut walks.walking else { return };
         walking.slice.take_if(|slice| number >= *slice);
         if number == walking.first {
