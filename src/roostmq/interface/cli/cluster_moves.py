@@ -13,7 +13,7 @@ from roostmq.interface.cli import admin
 from roostmq.interface.explain import size
 
 LOOK_S = 0.2
-MOVE_S, MOVED_BYTES_S = 0.2, 140_000_000
+MOVE_S, MOVED_BYTES_S = 0.2, 200_000_000
 """What a move takes on loopback (docs/guide/cluster.md): between networks it is what they carry."""
 TEXTS = {
     "plan": "what would move if a node joined or left, or now; nothing is changed",

@@ -17,7 +17,7 @@ from roostmq.interface.cli import admin
 from roostmq.interface.explain import size
 
 LOOK_S = 0.2
-CUT_S, PAUSE_MS, CUT_BYTES_S = 0.07, 45, 70_000_000
+CUT_S, PAUSE_MS, CUT_BYTES_S = 0.07, 45, 120_000_000
 """What a cut takes on loopback (record 0014), and bytes of queues that are packed and read twice in a second."""
 STUCK_S = 60.0
 """Without one more partition for so long something is wrong."""
