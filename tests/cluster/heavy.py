@@ -175,7 +175,9 @@ async def run(a: argparse.Namespace) -> None:
             print(f"to {site.nodes[(turn + 1) % 3]['id']}: {told}; echo max ms {worst}")
         if a.split:
             [e.trips.clear() for e in echoes]
-            print(f"cut in two: {await split(site)}; echo max ms {[round(max(e.trips, default=0) * 1000, 1) for e in echoes]}")
+            print(
+                f"cut in two: {await split(site)}; echo max ms {[round(max(e.trips, default=0) * 1000, 1) for e in echoes]}"
+            )
         [t.cancel() for t in tasks]
         whole = [await all_of(site.doors[0], name, count) for name in names]
         print("every message there, once and in order:", all(whole))

@@ -246,8 +246,8 @@ TRIMMED = [
     Mutation(
         "slice-of-safe: bodies on their way are not written again",
         WALK,
-        "            self.write_moved(&body, &[(slot, uid, index)]);\n        ",
-        "            let _ = (body, index, uid);\n        ",
+        "            self.write_moved(&body, &moves);\n        ",
+        "            let _ = (body, moves);\n        ",
     ),
 ]
 FORMAT = [
