@@ -285,3 +285,38 @@ impl Lane {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::QoS;
+    use crate::message::{Head, Inbound, Message};
+    use crate::partition::{Effects, Rules};
+
+    /// A live record waits behind one slice of a checkpoint at most; slices grow with live traffic, so that it comes to an end, and the
+    /// end is written even if nothing was left to say.
+    #[test]
+    fn a_slice_waits_for_the_one_before() {
+        let mut p = Partition::new(3, Rules { many_logs: true, ..Rules::default() }, 1);
+        for n in 0..100 {
+            let head = Head { qos: QoS::AtLeastOnce, retain: true, publisher: 9, ..Head::default() };
+            let topic = format!("t/{n}");
+            let message = Inbound::new(Message { head, topic: &topic, props: &[], payload: &[1; 10_000] });
+            p.step(1_000, Input::Retain { message: &message, token: None }, &mut Effects::new());
+        }
+        drop(p.take_batch());
+        let (mut walking, mut sizes) = (Walking::default(), Vec::new());
+        while !walking.complete {
+            walking.live = if sizes.len() == 2 { WALK_BYTES } else { 0 };
+            let slice = walking.next_slice(&mut p).expect("a slice");
+            assert!(walking.next_slice(&mut p).is_none(), "the one before is not safe");
+            assert_eq!(walking.slice.take(), Some(slice.number));
+            sizes.push(slice.records.len());
+        }
+        assert!(walking.next_slice(&mut p).is_none(), "it is complete");
+        assert!(sizes.iter().all(|n| *n < 2 * WALK_BYTES + 20_000), "{sizes:?}");
+        assert!(sizes[2] > 2 * WALK_BYTES && sizes[1] < sizes[2], "{sizes:?}");
+        assert!(sizes.iter().sum::<usize>() > 1_000_000, "{sizes:?}");
+        assert_eq!(walking.end + 1, p.journal().batches());
+    }
+}
