@@ -116,7 +116,8 @@ impl Lane {
         let unspoken: Vec<u16> = unspoken.map(|(p, _)| p).collect();
         serde_json::json!({"asked": asked, "pending": fleet.pending.len(), "frozen": frozen, "unspoken": unspoken,
             "early": fleet.early.values().map(std::collections::VecDeque::len).sum::<usize>(),
-            "halted": fleet.halts.keys().collect::<Vec<_>>(), "leaving": fleet.leaving.keys().collect::<Vec<_>>(),
+            "warming": fleet.warming.keys().collect::<Vec<_>>(), "leaving": fleet.leaving.keys().collect::<Vec<_>>(),
+            "halted": fleet.halts.keys().collect::<Vec<_>>(),
             "sealed": fleet.sealed.keys().collect::<Vec<_>>(), "queries": fleet.queries.len(),
             "deferred": self.deferred.len(), "lacking": self.lacking(), "gathering": self.gathering_from(),
             "questions": self.questions.len()})
