@@ -163,8 +163,8 @@ impl Partition {
 
     /// True at the end of a round.
     fn pack_some(&self, ahead: &mut Ahead, budget: usize) -> Result<bool, String> {
-        let mut looks = LOOKS;
-        while ahead.slot < self.state.slots() {
+        let (mut looks, slots) = (LOOKS, self.state.slots());
+        while ahead.slot < slots {
             let (queue, from) = (self.state.session(ahead.slot).map(|s| &s.queue), ahead.index);
             for (index, entry) in queue.into_iter().flat_map(|q| q.iter_from(from)) {
                 if let Some(body) = &entry.body {
