@@ -86,6 +86,7 @@ impl Site {
                 queued.totals().1 as u64
             }),
             failing: Arc::new(AtomicBool::new(false)),
+            settling: Arc::new(AtomicBool::new(false)),
         };
         let writer = Writer::new(Arc::new(disk.clone()), (1, 7), SEGMENT_BYTES as u32, 0, BTreeMap::new());
         let checkpoints = Checkpoints::new(1, 2 * SEGMENT_BYTES, 0).with_slack(SEGMENTS * SEGMENT_BYTES);

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{Lane, LaneMessage};
@@ -204,7 +205,8 @@ impl Lane {
 
     /// The disk cannot keep up: publishers are not read for a moment.
     pub(super) fn log_is_behind(&self) -> bool {
-        self.shared.log.as_ref().is_some_and(|l| l.waiting() > BACKLOG_BYTES_MAX)
+        self.shared.disk_settling.load(Ordering::Acquire)
+            || self.shared.log.as_ref().is_some_and(|l| l.waiting() > BACKLOG_BYTES_MAX)
             || self.shared.cluster_log.get().is_some_and(|l| l.waiting() > super::shared_log::BACKLOG_BYTES_MAX)
     }
 }

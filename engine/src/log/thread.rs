@@ -16,9 +16,9 @@ use super::{LogEvent, Notify, Piece};
 
 /// How long it waits before it tries a disk in trouble again.
 const RETRY: Duration = Duration::from_millis(200);
-/// So long a disk that was in trouble has to take what it is given before records are accepted again: by then every lane has
-/// heard which messages were refused, and none of them lets in a later message of the same publisher.
-const SURE: Duration = Duration::from_millis(500);
+/// So long nobody is read when a disk in trouble takes again, before anything is accepted: what lanes have sent each other by then is
+/// refused, and its publisher hears of it before another of his messages can be accepted.
+const SETTLE: Duration = Duration::from_millis(100);
 /// How often it looks after checkpoints when nothing is written.
 const IDLE: Duration = Duration::from_millis(500);
 /// How soon it reads the next slice of a segment that shall be emptied: the core has other work.
@@ -38,8 +38,10 @@ pub struct Options {
     pub report: Arc<dyn Fn(Option<String>) + Send + Sync>,
     /// Called again and again; bytes that somebody waits for.
     pub tend: Arc<dyn Fn() -> u64 + Send + Sync>,
-    /// Set while the disk takes nothing, and for `SURE` afterwards.
+    /// Set while the disk takes nothing, and for `SETTLE` afterwards.
     pub failing: Arc<AtomicBool>,
+    /// Set in that time: nobody is read.
+    pub settling: Arc<AtomicBool>,
 }
 
 /// Numbers of the log for metrics.
@@ -125,7 +127,7 @@ impl DiskLog {
             walks: VecDeque::new(),
             emptying: None,
             restarts: 0,
-            troubled: Instant::now(),
+            takes_since: None,
         };
         work.measure();
         let thread = std::thread::Builder::new().name("log".to_owned()).spawn(move || work.run())?;
@@ -218,8 +220,8 @@ struct Work {
     emptying: Option<Emptying>,
     /// Restarts of lanes that were seen.
     restarts: u64,
-    /// When the disk last refused.
-    troubled: Instant,
+    /// Since when a disk that was in trouble takes again.
+    takes_since: Option<Instant>,
 }
 
 impl Work {
@@ -244,6 +246,7 @@ impl Work {
     fn next(&mut self) -> (Vec<Piece>, bool, u64) {
         let wait = match self.unsynced {
             _ if self.emptying.is_some() => SLICE,
+            _ if self.takes_since.is_some() => SETTLE,
             Some(since) => Duration::from_millis(self.options.sync_every_ms).saturating_sub(since.elapsed()),
             None => IDLE,
         };
@@ -304,22 +307,26 @@ impl Work {
     }
 
     fn in_trouble(&mut self, error: &io::Error) {
-        self.troubled = Instant::now();
+        self.takes_since = None;
+        self.options.settling.store(false, Ordering::Relaxed);
         if !self.options.failing.swap(true, Ordering::Relaxed) {
             (self.options.report)(Some(error.to_string()));
         }
     }
 
-    fn well_again(&self) {
-        if self.trouble_is_past() {
-            self.options.failing.store(false, Ordering::Relaxed);
-            (self.options.report)(None);
+    fn well_again(&mut self) {
+        if !self.options.failing.load(Ordering::Relaxed) {
+            return;
         }
-    }
-
-    /// In trouble, and the last refusal is so long ago that it may end.
-    fn trouble_is_past(&self) -> bool {
-        self.options.failing.load(Ordering::Relaxed) && self.troubled.elapsed() >= SURE
+        let since = *self.takes_since.get_or_insert_with(Instant::now);
+        if since.elapsed() < SETTLE {
+            return self.options.settling.store(true, Ordering::Relaxed);
+        }
+        self.takes_since = None;
+        self.options.failing.store(false, Ordering::Relaxed);
+        // whoever is read again finds that nothing is refused
+        self.options.settling.store(false, Ordering::Release);
+        (self.options.report)(None);
     }
 
     fn count(&self, pieces: &[Piece]) {
@@ -349,7 +356,7 @@ impl Work {
 
     /// A disk in trouble is tried even if nobody writes: then nobody is refused for ever.
     fn try_again(&mut self) {
-        if self.trouble_is_past() {
+        if self.options.failing.load(Ordering::Relaxed) {
             let probe = Piece { now_ms: self.now_ms, ..Piece::default() };
             if self.writer.write(&[probe], unix_ms(), true).is_ok() {
                 self.well_again();

@@ -250,6 +250,7 @@ impl Opened {
                 (queued.totals().1 + retained.totals().1) as u64
             }),
             failing: Arc::clone(&shared.disk_failing),
+            settling: Arc::clone(&shared.disk_settling),
         };
         let checkpoints = Checkpoints::new(options.lanes, settings.checkpoint_bytes_min, self.scan.bytes);
         shared.reader = Some(LogReader::start(storage, notify).map_err(|e| format!("no thread: {e}"))?);

@@ -189,6 +189,8 @@ pub struct Shared {
     pub ledgers: Arc<Ledgers>,
     /// The disk takes nothing now.
     pub disk_failing: Arc<AtomicBool>,
+    /// It takes again: nobody is read for a moment (`log/thread.rs`).
+    pub disk_settling: Arc<AtomicBool>,
     /// Places of other nodes that cannot keep up now, as a mask.
     pub slow: Arc<AtomicU64>,
     /// Connections that were let in.
@@ -237,6 +239,7 @@ impl Shared {
             damaged: AtomicUsize::new(0),
             ledgers: Arc::default(),
             disk_failing: Arc::default(),
+            disk_settling: Arc::default(),
             slow: Arc::default(),
             connections: AtomicUsize::new(0),
             turn: AtomicU32::new(0),
