@@ -361,6 +361,9 @@ impl Work {
             if self.writer.write(&[probe], unix_ms(), true).is_ok() {
                 self.well_again();
             }
+        } else if self.takes_since.take().is_some() {
+            // only a test clears the other flag beside this thread
+            self.options.settling.store(false, Ordering::Release);
         }
     }
 
