@@ -173,11 +173,10 @@ impl Lane {
         let walk = (self.walking.is_some() || self.walks_shared()).then_some(WALK_PAUSE);
         let has_log = self.shared.cluster_log.get().is_some();
         let kept_back = has_log.then(|| self.partitions.iter().flatten().filter_map(|p| p.may_wait_until_ms()).min());
-        let late = kept_back.flatten();
-        let late = late.map(|at| Duration::from_millis(at.saturating_sub(self.now_ms).max(1)));
         let turn = self.fleet.as_ref().and_then(|f| f.append_at_ms);
-        let turn = turn.map(|at| Duration::from_millis(at.saturating_sub(self.now_ms).max(1)));
-        [walk, late, turn].into_iter().flatten().min()
+        let due = [kept_back.flatten(), turn].into_iter().flatten().min();
+        let due = due.map(|at| Duration::from_millis(at.saturating_sub(self.now_ms).max(1)));
+        [walk, due].into_iter().flatten().min()
     }
 
     /// Writes about so many bytes of the checkpoint.

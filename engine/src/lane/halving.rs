@@ -14,11 +14,11 @@ use super::Lane;
 use super::exchange::Conveyed;
 use super::moving::Sealed;
 use crate::fatal::die_at;
-use crate::log::{Anchor, At, Batch, Emptied, Fence, Part, Walked};
+use crate::log::{Anchor, At, Fence, Part};
 use crate::partition::{Bodies, Effects, Input, Partition, Walk};
 use crate::queue::IN_MEMORY;
 
-/// Bytes of the new partition's state that are written at once.
+/// Bytes of the new partition's state that are written at once: others wait for the log no longer than with a busy partition.
 const SLICE_BYTES: usize = 4 * 1024 * 1024;
 
 /// See the top of the file.
@@ -130,9 +130,8 @@ impl Lane {
             return self.say_halved(Anchor { epoch, ..Anchor::default() });
         };
         upper.begin_log(next, batches);
-        upper.write_nothing(); // it may have nothing: then this is the state
         let mut walk = Walk::default();
-        if let Some((batch, complete)) = slice(&mut upper, &mut walk) {
+        if let Some((batch, complete)) = upper.walk_slice(&mut walk, SLICE_BYTES) {
             halving.stage = Stage::Writing { number: batch.number, complete, begin: 0, named: next > 0 };
             log.append(batch.counted_from_0());
         }
@@ -152,7 +151,7 @@ impl Lane {
             Stage::Writing { number: written, complete, begin, named } if written == number => {
                 let begin = if begin == 0 { first.at } else { begin };
                 if !complete {
-                    if let Some((batch, complete)) = slice(upper, &mut halving.walk) {
+                    if let Some((batch, complete)) = upper.walk_slice(&mut halving.walk, SLICE_BYTES) {
                         halving.stage = Stage::Writing { number: batch.number, complete, begin, named };
                         log.append(batch.counted_from_0());
                     }
@@ -283,14 +282,4 @@ impl Lane {
         }
         Some(what)
     }
-}
-
-/// More of the state for the log of a new partition, and whether that is all. The slices keep others waiting for the log no longer than
-/// a busy partition does.
-fn slice(upper: &mut Partition, walk: &mut Walk) -> Option<(Batch, bool)> {
-    let complete = upper.walk(walk, &Emptied::default(), &mut Walked::default(), SLICE_BYTES);
-    if upper.unlogged_bytes() == 0 {
-        upper.write_nothing();
-    }
-    upper.take_batch().map(|batch| (batch, complete))
 }

@@ -241,7 +241,7 @@ impl Lane {
         let sealed = Sealed { epoch: leaving.epoch, anchor, behind, partition: gone, is_cut: false };
         if let Some(child) = leaving.child {
             leaving.parts = Some((Vec::new(), 0));
-            return self.halve(partition, child, sealed, (ahead.bodies().clone(), bytes));
+            return self.halve(partition, child, sealed, (ahead.into_bodies(), bytes));
         }
         fleet.sealed.insert(partition, sealed);
         self.shared.events.push(json!({"event": "sealed", "partition": partition, "bytes": before + bytes.len()}));

@@ -5,7 +5,7 @@
 //! everything before it is given back.
 
 use super::Lane;
-use crate::log::{Anchor, Appended, At, Batch, ClusterLogEvent, Emptied, Part, Walked};
+use crate::log::{Anchor, Appended, At, Batch, ClusterLogEvent, Part};
 use crate::message::Stored;
 use crate::partition::{Input, Partition, Resumed, Walk};
 use crate::queue::IN_MEMORY;
@@ -79,13 +79,8 @@ impl Walking {
             return None;
         }
         let budget = WALK_BYTES.max(2 * std::mem::take(&mut self.live));
-        self.complete = partition.walk(&mut self.walk, &Emptied::default(), &mut Walked::default(), budget);
-        self.end = partition.journal().batches();
-        if partition.unlogged_bytes() == 0 {
-            partition.write_nothing(); // its end is safe with the next batch, and nobody else may write one
-        }
-        let batch = partition.take_batch()?;
-        self.slice = Some(batch.number);
+        let (batch, complete) = partition.walk_slice(&mut self.walk, budget)?;
+        (self.complete, self.end, self.slice) = (complete, batch.number, Some(batch.number));
         self.bytes += batch.records.len() + APPEND_BYTES;
         Some(batch)
     }
@@ -263,7 +258,7 @@ impl Lane {
         let Some(walks) = fleet.walks.get_mut(&partition) else { return };
         if walks.begun.0 == number {
             // a smoothed mean, eight times
-            fleet.append_ms8 += (self.now_ms - walks.begun.1).min(1_000);
+            fleet.append_ms8 += self.now_ms.saturating_sub(walks.begun.1).min(1_000);
             fleet.append_ms8 -= fleet.append_ms8 / 8;
         }
         let Some(walking) = &mut walks.walking else { return };

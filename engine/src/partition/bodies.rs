@@ -113,6 +113,12 @@ impl Ahead {
         &self.bodies
     }
 
+    /// The same, when nothing more goes.
+    #[must_use]
+    pub fn into_bodies(self) -> Bodies {
+        self.bodies
+    }
+
     /// So many do not have to come with the rest.
     pub(super) const fn elsewhere(&self) -> usize {
         if self.stays { self.bodies.len() } else { self.taken }

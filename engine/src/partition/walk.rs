@@ -10,7 +10,7 @@ use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 
 use super::Partition;
-use crate::log::{Emptied, Walked};
+use crate::log::{Batch, Emptied, Walked};
 use crate::message::Stored;
 use crate::queue::IN_MEMORY;
 use crate::record::{Moves, Record, encode_moved, encode_origin, encode_queue, encode_session, read_record};
@@ -64,6 +64,16 @@ impl Partition {
             }
         }
         false
+    }
+
+    /// About so much more of the checkpoint, for the log, and whether that is all. The end is written even if nothing is left to say:
+    /// a checkpoint counts when its last slice is safe.
+    pub fn walk_slice(&mut self, walk: &mut Walk, budget: usize) -> Option<(Batch, bool)> {
+        let complete = self.walk(walk, &Emptied::default(), &mut Walked::default(), budget);
+        if self.journal.bytes() == 0 {
+            self.write_nothing();
+        }
+        self.take_batch().map(|batch| (batch, complete))
     }
 
     fn walk_retained(&mut self, walk: &mut Walk) -> bool {
