@@ -215,8 +215,10 @@ fn nothing_is_freed_before_the_directory_names_the_checkpoint() {
 fn trouble_ends_some_time_after_the_disk_takes_again() {
     let mut site = Site::new("sure", 1, 1);
     let [failing, settling] = [Arc::clone(&site.failing), Arc::clone(&site.settling)];
+    let begun = Instant::now();
     let until = |flag: &AtomicBool, value: bool| {
         while flag.load(Ordering::Relaxed) != value {
+            assert!(begun.elapsed() < Duration::from_secs(30), "it never comes to that");
             std::thread::yield_now();
         }
     };

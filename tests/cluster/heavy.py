@@ -11,12 +11,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import json
 import statistics
 import struct
 import tempfile
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -115,18 +113,12 @@ async def all_of(door: tuple[str, int], name: str, count: int) -> bool:
     return got == list(range(count))
 
 
-def asked(site: ClusterSite, i: int) -> dict[str, Any]:
-    with urllib.request.urlopen(f"http://{site.nodes[i]['admin']}/api/v1/cluster", timeout=10) as answer:
-        told: dict[str, Any] = json.load(answer)
-    return told
-
-
 async def move(site: ClusterSite, partition: int, to: int) -> dict[str, Any]:
     """What is told of the move: longest pause in ms, bytes, how many of them went ahead; and how long it took."""
     since_s, begun, name = time.time(), time.monotonic(), site.nodes[to]["id"]
     site.pin({partition: name})
     while True:
-        row = next(r for r in (await asyncio.to_thread(asked, site, to))["partitions"] if r["partition"] == partition)
+        row = next(r for r in (await asyncio.to_thread(site.told_by, to))["partitions"] if r["partition"] == partition)
         if row["owner"] == name and row["state"] == "serving":
             break
         await asyncio.sleep(0.02)
@@ -134,7 +126,7 @@ async def move(site: ClusterSite, partition: int, to: int) -> dict[str, Any]:
     await asyncio.sleep(0.5)
     found: dict[str, Any] = {"seconds": round(took, 2), "pause_ms": 0}
     for i in range(len(site.nodes)):
-        for m in (await asyncio.to_thread(asked, site, i))["moves"]:
+        for m in (await asyncio.to_thread(site.told_by, i))["moves"]:
             if m["partition"] == partition and m["at_s"] >= since_s:
                 pause_ms = max(found["pause_ms"], m.get("pause_ms", 0))
                 found |= m | {"pause_ms": pause_ms}

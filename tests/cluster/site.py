@@ -184,9 +184,12 @@ class ClusterSite(Site):
             await self.restart_node(i)
             await self.until_served(READY_S)
 
+    def told_by(self, i: int) -> dict[str, Any]:
+        """What a node says of the cluster."""
+        return _got(f"http://{self.nodes[i]['admin']}/api/v1/cluster")
+
     def _members(self) -> dict[str, Any]:
-        told = _got(f"http://{self.nodes[0]['admin']}/api/v1/cluster")
-        return {m["node"]: m for m in told["members"]}
+        return {m["node"]: m for m in self.told_by(0)["members"]}
 
     def slots_now(self) -> list[int]:
         """By node."""

@@ -18,7 +18,7 @@ from durability.publishers import Publisher
 from durability.subscribers import Habits, Subscriber
 
 from cluster.chaos import Plan, run
-from cluster.heavy import Filler, all_of, asked, move, queues
+from cluster.heavy import Filler, all_of, move, queues
 from cluster.returned import gone
 from cluster.site import ClusterSite
 from cluster.test_cluster import ask, connected, roost
@@ -81,7 +81,7 @@ def steady(site: ClusterSite, book: Book) -> list[Client]:
 
 
 def owner_of(site: ClusterSite, partition: int) -> int:
-    owner = next(r["owner"] for r in asked(site, 0)["partitions"] if r["partition"] == partition)
+    owner = next(r["owner"] for r in site.told_by(0)["partitions"] if r["partition"] == partition)
     return next(i for i, n in enumerate(site.nodes) if n["id"] == owner)
 
 

@@ -240,6 +240,21 @@ fn a_group_waits_for_its_members() {
     }
 }
 
+/// While a disk that takes again settles nobody is read; then everybody is.
+#[test]
+fn nobody_is_read_while_the_disk_settles() {
+    let folder = Folder::new("settles");
+    let (engine, port) = start_with(&folder.data());
+    let mut client = Client::connect(port, &name_in(1, "waits"));
+    engine.shared().disk_settling.store(true, Ordering::Release);
+    client.send(0xc0, &[]);
+    client.0.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    assert_eq!(client.packet(), None);
+    engine.shared().disk_settling.store(false, Ordering::Release);
+    client.0.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    assert_eq!(client.packet().expect("PINGRESP").0, 0xd0);
+}
+
 /// The disk fails and takes again while a 3.1.1 client publishes: what gets in is what it sent first, and nothing behind a message
 /// that was refused, though earlier ones still wait for their sync.
 #[test]
