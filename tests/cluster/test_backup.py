@@ -15,12 +15,14 @@ from typing import Any
 
 import paho.mqtt.client as mqtt
 import pytest
+from nats.aio.client import Client
 from nats.js.errors import NotFoundError
 
 from cluster.returned import Returned, gone
 from cluster.site import ClusterSite
 from cluster.test_cluster import ask, connected
 from roostmq.errors import UnavailableError
+from roostmq.store import restore as restoring
 from roostmq.store.access import NatsAccess
 from roostmq.store.nats_kv import connect
 from roostmq.store.restore import restore
@@ -185,6 +187,37 @@ async def test_a_backup_that_was_changed_is_refused(tmp_path: Path) -> None:
         assert file.name in back.stderr
         doctor = await asyncio.to_thread(cluster, "doctor", "--admin", f"http://{site.nodes[0]['admin']}")
         assert "keeps nothing beside NATS any more" in doctor.stdout
+    finally:
+        await site.stop()
+
+
+async def test_a_server_that_gives_a_restore_up_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five seconds without a word from the restore and the server that takes a stream in forgets it."""
+    site = ClusterSite(tmp_path, nodes=1, servers=3)
+    await site.start()
+    kept, access = tmp_path / "kept", NatsAccess((site.nats[0]["url"],))
+    stuck = "ROOST_dev_LOG_1"
+    sent: list[str] = []
+
+    async def late(client: Client, subject: str, data: bytes, name: str) -> bytes:
+        if name == stuck and not data:
+            sent.append(subject)
+            if len(sent) == 1:
+                await asyncio.sleep(7)
+        return await send_to_nats(client, subject, data, name)
+
+    try:
+        made = await asyncio.to_thread(cluster, "backup", "dev", kept, "--nats", site.nats[0]["url"])
+        assert made.returncode == 0, made.stderr
+        await everything_lost(site)
+        send_to_nats = restoring._send
+        monkeypatch.setattr(restoring, "_send", late)
+        while not sent:  # servers that have just started take a moment
+            with contextlib.suppress(UnavailableError):
+                told = await restore(access, kept, None, (), lambda _: None)
+        assert len(sent) == len(set(sent)) >= 2
+        assert len(told["streams"]) == 9
+        await site.start_node(0)
     finally:
         await site.stop()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
+from nats.errors import NoRespondersError
 
 from roostmq.errors import StoreError, UnavailableError, UnsuitableError
 from roostmq.model import Epoch, PartitionId
@@ -33,6 +35,11 @@ WINDOW = 256
 WINDOW_BYTES = 8 * 1024 * 1024
 """Messages that are under way at once, and their bytes."""
 LEADER_TRIES = 100
+PUT_TRIES = 4
+
+
+class GivenUpError(UnavailableError):
+    """Nobody takes in what is sent: the server that did waited five seconds for more, or leads the stream no longer."""
 
 
 async def restore(
@@ -51,7 +58,7 @@ async def restore(
     made: list[str] = []
     try:
         for stream in manifest["streams"]:
-            if await ask(client, f"$JS.API.STREAM.INFO.{stream['name']}", b"", missing_ok=True):
+            if await _there(client, stream["name"]):
                 text = f"NATS has a stream {stream['name']} already: a restore wants a NATS without this cluster"
                 raise UnsuitableError(text)
         for stream in logs:
@@ -68,6 +75,18 @@ async def restore(
     finally:
         await client.close()
     return manifest | {"newer": [_line(p, n) for p, n in told.items()], "unknown": unknown}
+
+
+async def _there(client: Client, name: str) -> bool:
+    """Asked often: servers that are holding an election, as they do when they have just started, answer nothing."""
+    end = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return bool(await ask(client, f"$JS.API.STREAM.INFO.{name}", b"", missing_ok=True, patience_s=LEADER_S))
+        except UnavailableError:
+            if time.monotonic() > end:
+                raise
+            await asyncio.sleep(LEADER_S / 10)
 
 
 async def _take_back(client: Client, made: list[str], tell: Tell) -> None:
@@ -113,15 +132,39 @@ def gather(manifest: dict[str, Any], caches: Iterable[Path], tell: Tell) -> dict
 
 
 async def _put(client: Client, folder: Path, stream: dict[str, Any], replicas: int | None, made: list[str]) -> None:
-    """The snapshot of a stream. It counts as `made` here once NATS lets this restore make it, not before: one that
-    somebody else has made meanwhile must not be taken back.
+    """The snapshot of a stream, begun again if the server that took it in has given it up.
+
+    It counts as `made` here once NATS lets this restore make it, not before: one that somebody else has made meanwhile
+    must not be taken back.
     """
     name = stream["name"]
     config = stream["config"] | ({"num_replicas": replicas} if replicas is not None else {})
     request = json.dumps({"config": config, "state": stream["state"]}).encode()
-    told = await ask(client, f"$JS.API.STREAM.RESTORE.{name}", request)
-    made.append(name)
-    subject = told["deliver_subject"]
+    for tries_left in reversed(range(PUT_TRIES)):
+        told = await ask(client, f"$JS.API.STREAM.RESTORE.{name}", request)
+        made.append(name)
+        try:
+            await _hand_over(client, told["deliver_subject"], folder, stream)
+            break
+        except GivenUpError:
+            if not tries_left:
+                raise
+            await ask(client, f"$JS.API.STREAM.DELETE.{name}", b"", missing_ok=True)
+            made.remove(name)
+    for _ in range(LEADER_TRIES):
+        try:
+            info = await ask(client, f"$JS.API.STREAM.INFO.{name}", b"", patience_s=LEADER_S)
+        except UnavailableError:
+            info = {"cluster": {}}
+        if "cluster" not in info or info["cluster"].get("leader"):
+            return
+        await asyncio.sleep(LEADER_S / 10)
+    raise UnavailableError(f"{name} was restored and has no leader: see whether all servers of NATS run")
+
+
+async def _hand_over(client: Client, subject: str, folder: Path, stream: dict[str, Any]) -> None:
+    """The file of a snapshot, and whether everything of it has arrived."""
+    name = stream["name"]
     with (folder / stream["file"]).open("rb") as file:
         while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
             await _send(client, subject, chunk, name)
@@ -134,15 +177,6 @@ async def _put(client: Client, folder: Path, stream: dict[str, Any], replicas: i
             f"{name}: {got['messages']} messages up to {got['last_seq']}, not {had['messages']} up to {had['last_seq']}"
         )
         raise UnsuitableError(text)
-    for _ in range(LEADER_TRIES):
-        try:
-            info = await ask(client, f"$JS.API.STREAM.INFO.{name}", b"", patience_s=LEADER_S)
-        except UnavailableError:
-            info = {"cluster": {}}
-        if "cluster" not in info or info["cluster"].get("leader"):
-            return
-        await asyncio.sleep(LEADER_S / 10)
-    raise UnavailableError(f"{name} was restored and has no leader: see whether all servers of NATS run")
 
 
 async def _continue(client: Client, folder: Path, stream: dict[str, Any]) -> None:
@@ -242,6 +276,8 @@ async def _purge(client: Client, stream: dict[str, Any], what: dict[str, Any]) -
 async def _send(client: Client, subject: str, data: bytes, name: str) -> bytes:
     try:
         return bytes((await client.request(subject, data, timeout=PATIENCE_S)).data)
+    except NoRespondersError:
+        raise GivenUpError(f"{name}: NATS has given the restore up; when all its servers run, try again") from None
     except (NatsError, OSError, TimeoutError) as error:
         raise UnavailableError(f"{name}: NATS broke the restore off: {error!r}") from None
 
