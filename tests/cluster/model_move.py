@@ -70,8 +70,11 @@ class Move:
                 yield "C takes it back", self.take_back
         if w.carried and w.out != D:
             yield "D gets the luggage", self.arrive
-        if w.bags[D] and w.out != D and (w.table == (C, w.bags[D][0]) or ("cas" not in self.on and w.table[0] == C)):
+        runs = not (w.dead and w.out == D)  # one that was voted out may be about to write
+        if w.bags[D] and runs and (w.table == (C, w.bags[D][0]) or ("cas" not in self.on and w.table[0] == C)):
             yield "D owns by the table", self.own
+        if w.out == D == w.table[0]:
+            yield "the table gives C what D owns", self.inherit
         if w.out >= 0 and not w.gone:
             yield f"A reads that {'CD'[w.out]} is out", self.read_vote
 
@@ -182,6 +185,9 @@ class Move:
 
     def own(self, w: World) -> None:
         w.table = (D, w.table[1] + 1)
+
+    def inherit(self, w: World) -> None:
+        w.table = (C, w.table[1] + 1)
 
     def take_back(self, w: World) -> None:
         if "cas" in self.on:

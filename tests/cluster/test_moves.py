@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,11 @@ from durability.book import Book
 from durability.link import Client
 from durability.publishers import Publisher
 from durability.subscribers import Habits, Subscriber
+from wire import PUBLISH, packet, text
 
 from cluster.chaos import Plan, run
 from cluster.heavy import Filler, all_of, move, queues
+from cluster.pauses import Quick, partition_of
 from cluster.returned import gone
 from cluster.site import ClusterSite
 from cluster.test_cluster import ask, connected, roost
@@ -153,6 +157,90 @@ async def test_whoever_dies_in_a_move_it_ends_on_one_side(tmp_path: Path) -> Non
     assert result.clean, result.table()
     assert sum(result.checked[s.replace("die:", "died:")] for s in story) == 2
     assert result.checked["demanded at QoS 2"] > 1_000
+
+
+def one_of_each(site: ClusterSite, prefix: str) -> dict[int, str]:
+    """A client id for each partition."""
+    found: dict[int, str] = {}
+    for i in itertools.count():
+        if len(found) == 64:
+            return found
+        found.setdefault(partition_of(site, f"{prefix}{i}"), f"{prefix}{i}")
+
+
+async def staying(site: ClusterSite, names: Iterable[str]) -> list[Quick]:
+    """Clients at the first two nodes whose sessions end with their connections; each hears itself."""
+    made = [Quick(name, clean=True) for name in names]
+    for n, client in enumerate(made):
+        assert await client.connect(site.doors[n % 2])
+        await client.subscribe(f"to/{client.name}")
+    return made
+
+
+async def until_gone(site: ClusterSite, node: str) -> list[dict[str, Any]]:
+    """Wait until a node is no member and all partitions are served again: they."""
+    end = time.monotonic() + 20
+    while True:
+        told = await asyncio.to_thread(site.told_by, 0)
+        rows: list[dict[str, Any]] = told["partitions"]
+        if {r["state"] for r in rows} == {"serving"} and node not in {m["node"] for m in told["members"]}:
+            return rows
+        assert time.monotonic() < end, rows
+        await asyncio.sleep(0.1)
+
+
+async def assert_here(clients: list[Quick]) -> None:
+    """No connection was closed, and what is sent to them comes."""
+    assert [client.name for client in clients if client.lost] == []
+    for client in clients:
+        heard = await client.ask(packet(0x30, text(f"to/{client.name}") + b"still there"), PUBLISH)
+        assert heard.payload == b"still there"
+
+
+async def test_a_target_dies_behind_the_seal_and_nobody_notices(tmp_path: Path) -> None:
+    """The owner goes on with what it has sealed, sessions that end with their connection too."""
+    site = ClusterSite(tmp_path)
+    await site.start()
+    try:
+        await site.until_balanced()
+        site.kill_node(2)
+        while {p["owner"] for p in site.told_by(0)["partitions"]} & {"n3", None}:
+            await asyncio.sleep(0.1)
+        clients = await staying(site, one_of_each(site, "c").values())
+        site.spawn_node(2, ROOST_DIE_AT="target has it")
+        await asyncio.to_thread(site.own[2].wait, 60)
+        await until_gone(site, "n3")
+        await assert_here(clients)
+        assert any(m["what"] == "failed" and m["sealed"] for i in (0, 1) for m in site.told_by(i)["moves"])
+    finally:
+        await site.stop()
+
+
+async def test_a_target_dies_while_much_goes_ahead_and_nobody_notices(tmp_path: Path) -> None:
+    """The owner serves on as if nothing had been: its epoch is not over, its log is not read again."""
+    site = ClusterSite(tmp_path)
+    await site.start()
+    try:
+        await site.until_balanced()
+        site.kill_node(2)
+        site.spawn_node(2, ROOST_DIE_AT="target gets ahead")
+        await site.until_balanced()
+        before = await asyncio.to_thread(site.told_by, 0)
+        here = next(r["partition"] for r in before["partitions"] if r["owner"] == "n1")
+        (name,) = await queues(site, here, 1)
+        await Filler().run(site.doors[0], [f"q/{name}"], range(1_500), 20_000)  # more than a link has under way
+        of_others = {r["partition"] for r in before["partitions"] if r["owner"] != "n3"}
+        clients = await staying(site, (c for p, c in one_of_each(site, "c").items() if p in of_others))
+        site.pin({here: "n3"})
+        await asyncio.to_thread(site.own[2].wait, 60)
+        rows = await until_gone(site, "n3")
+        assert {
+            r["epoch"] - b["epoch"] for r, b in zip(rows, before["partitions"], strict=True) if b["owner"] != "n3"
+        } == {0}
+        await assert_here(clients)
+        assert await all_of(site.doors[1], name, 1_500)
+    finally:
+        await site.stop()
 
 
 async def test_what_waits_goes_ahead(tmp_path: Path) -> None:

@@ -76,6 +76,24 @@ def test_slow_appends_slow_moves_down(clock: Clock) -> None:
     assert ordered(moves, there, wishes, append_ms=50) == [2], "and not any more when they are quick again"
 
 
+def test_a_move_to_who_is_gone_is_ended_by_the_engine_whatever_holds_moves_back(clock: Clock) -> None:
+    """Only the engine knows whether it has sealed anything: what it says decides whether the epoch is over."""
+    moves, (table, _), wishes = Moves(HERE), leaving(3), Wishes(bytes_per_s=1, append_ms_max=1)
+    assert ordered(moves, (table, members_of([HERE, THERE])), wishes, append_ms=9) == [0]
+    alone = members_of([HERE])
+    orders = list(moves.orders(table, alone, wishes, append_ms=9))
+    assert [(o["do"], o["partition"], o["slot"]) for o in orders] == [
+        ("move", 1, module.NO_SLOT),
+        ("move", 2, module.NO_SLOT),
+    ]
+    assert ordered(moves, (table, alone), wishes, append_ms=9) == []
+    for partition, sealed in ((0, True), (1, False), (2, False)):
+        moves.on_event(Event("move_failed", {"partition": partition, "epoch": 3, "sealed": sealed}))
+    made = moves.next_table(table)
+    assert [(a.owner, a.epoch, a.target) for a in made.partitions[:3]] == [(HERE, 4, None), *[(HERE, 3, None)] * 2]
+    assert [a.state for a in made.partitions[1:3]] == [PartitionState.SERVING] * 2
+
+
 def test_moves_that_have_ended_together_are_written_together() -> None:
     """Each stands still until it is written; one that another node has ended meanwhile is forgotten."""
     moves, (table, _) = Moves(THERE), leaving(3)

@@ -7,7 +7,8 @@
     drain a | undrain a       may own nothing | may own again   weight a 2  another weight
     plan                      say what should move              apply       let it move at once
     announce 4                begin up to so many moves         own [3]     moves end (all, or of these partitions)
-    back [3]                  moves fail                        serve [3]   owners serve
+    back [3]                  moves fail after the seal         serve [3]   owners serve
+    off [3]                   moves fail before it
     die a                     a member is gone, heirs take its partitions
     load 1 3=5 7=20           CPU of every partition, and of some
     client NAME 3 20          a client of partition 3 with so much CPU
@@ -92,6 +93,9 @@ class Cluster:
     def do_back(self, words: list[str], _: dict[str, str]) -> Iterator[str]:
         yield from self.seen(self.each(words, epochs.give_back))
 
+    def do_off(self, words: list[str], _: dict[str, str]) -> Iterator[str]:
+        yield from self.seen(self.each(words, epochs.call_off))
+
     def do_serve(self, words: list[str], _: dict[str, str]) -> Iterator[str]:
         which = map(int, words) if words else range(len(self.now.partitions))
         yield from self.seen(epochs.serving(self.now, {PartitionId(p): self.now.partitions[p].epoch for p in which}))
@@ -144,8 +148,6 @@ class Cluster:
         for source, target in sorted(ways):
             moved = [str(m.partition) for m in plan.moves if ((m.source or "nobody"), m.target) == (source, target)]
             yield f"  {source} -> {target}: {' '.join(moved)}"
-        if plan.returned:
-            yield f"  returned: {' '.join(map(str, plan.returned))}"
 
     def seen(self, after: PartitionTable) -> Iterator[str]:
         """The next table, in short."""

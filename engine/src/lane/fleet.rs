@@ -194,7 +194,7 @@ impl Lane {
         self.deferred.retain(|query| Ring::slot(query.from) != slot);
         self.orphan(&lost);
         self.break_halts(&|_, from, _| Ring::slot(from) == slot);
-        self.wait_without(slot);
+        self.move_without(slot);
     }
 
     /// Connections whose sessions were in these partitions: they are closed, those that ask for one ask the next owner.

@@ -37,6 +37,7 @@ const HALT_DOUBLED_MAX: u32 = 3;
 /// After a seal the table must have decided within this, milliseconds; then the owner asks for its partition again. To take it back
 /// costs what the target waits for, a change of the table: long enough that a busy disk under NATS is no reason.
 const SEALED_MS: u64 = 5_000;
+pub(super) const TARGET_GONE: &str = "its target is no member";
 /// Bytes of a sealed partition that are sent in one tick.
 const PART_BYTES: usize = 4 * 1024 * 1024;
 
@@ -83,7 +84,7 @@ impl Lane {
             Some(to) => self.begin_warming(partition, to),
             None => {
                 let epoch = self.fleet.as_ref().and_then(|f| f.known.get(usize::from(partition))).map_or(0, |k| k.0);
-                self.say_failed(partition, epoch, "its target is no member");
+                self.say_failed(partition, epoch, TARGET_GONE);
             }
         }
     }
@@ -144,10 +145,27 @@ impl Lane {
         }
     }
 
-    /// A node is gone: nobody waits for its answers.
-    pub(super) fn wait_without(&mut self, slot: u16) {
-        let leaving = self.fleet.iter_mut().flat_map(|f| f.leaving.values_mut());
-        leaving.for_each(|l| l.missing.retain(|place| Ring::slot(*place) != slot));
+    /// A node is gone: nobody waits for its answers, and what was about to go there stays.
+    pub(super) fn move_without(&mut self, slot: u16) {
+        self.warm_without(slot);
+        let Some(fleet) = &mut self.fleet else { return };
+        fleet.leaving.values_mut().for_each(|l| l.missing.retain(|place| Ring::slot(*place) != slot));
+        let went = fleet.leaving.iter().filter(|(_, l)| Ring::slot(l.to) == slot && !l.told);
+        for (partition, sealed) in went.map(|(p, l)| (*p, l.parts.is_some())).collect::<Vec<_>>() {
+            if sealed {
+                self.not_taken(partition);
+            } else {
+                self.call_off(partition, TARGET_GONE);
+            }
+        }
+    }
+
+    /// Only the table can say now who goes on with what was sealed.
+    fn not_taken(&mut self, partition: u16) {
+        let leaving = self.fleet.as_mut().and_then(|f| f.leaving.get_mut(&partition));
+        if let Some(epoch) = leaving.map(|l| (l.told = true, l.epoch).1) {
+            self.say_failed(partition, epoch, "its target has not taken it");
+        }
     }
 
     /// The end of a tick: what can go on goes on.
@@ -161,13 +179,12 @@ impl Lane {
 
     fn tend_move(&mut self, partition: u16) {
         let Some(leaving) = self.fleet.as_ref().and_then(|f| f.leaving.get(&partition)) else { return };
-        let (to, epoch, waited) = (leaving.to, leaving.epoch, self.now_ms.saturating_sub(leaving.since_ms));
+        let waited = self.now_ms.saturating_sub(leaving.since_ms);
         let (sealed, told, missing) = (leaving.parts.is_some(), leaving.told, leaving.missing.first().copied());
         if sealed {
             die_at("owner has sealed");
-            if !told && (waited > SEALED_MS || !self.reaches(to)) {
-                self.fleet.iter_mut().filter_map(|f| f.leaving.get_mut(&partition)).for_each(|l| l.told = true);
-                self.say_failed(partition, epoch, "its target has not taken it");
+            if !told && waited > SEALED_MS {
+                self.not_taken(partition);
             }
             return self.send_parts(partition);
         }
@@ -176,9 +193,8 @@ impl Lane {
             return self.seal(partition);
         }
         let called_off = self.fleet.as_ref().and_then(|f| f.called_off.get(&partition)).copied().unwrap_or(0);
-        let too_long = waited > HALT_MS << called_off.min(HALT_DOUBLED_MAX);
-        if too_long || !self.reaches(to) {
-            if let Some(fleet) = self.fleet.as_mut().filter(|_| too_long) {
+        if waited > HALT_MS << called_off.min(HALT_DOUBLED_MAX) {
+            if let Some(fleet) = &mut self.fleet {
                 fleet.called_off.insert(partition, called_off + 1);
             }
             let why = match missing {

@@ -4,10 +4,11 @@
 //! of what went ahead, and whatever becomes of the move, it is dropped.
 
 use super::fleet::Fleet;
-use super::moving::is_free;
+use super::moving::{TARGET_GONE, is_free};
 use super::{Lane, LaneMessage};
 use crate::fatal::die_at;
 use crate::partition::{Ahead, Bodies};
+use crate::ring::Ring;
 
 /// About so much is packed in one tick: a millisecond's work.
 const PART_BYTES: usize = 512 * 1024;
@@ -89,6 +90,16 @@ impl Lane {
         match self.fleet.as_mut().and_then(|f| f.leaving.get_mut(&partition)) {
             Some(leaving) => leaving.ahead = warming.ahead,
             None => self.send(warming.to, LaneMessage::GoOn { partition, epoch: warming.epoch }),
+        }
+    }
+
+    /// Its target is gone: it has served all the while, and serves on.
+    pub(super) fn warm_without(&mut self, slot: u16) {
+        let Some(fleet) = &mut self.fleet else { return };
+        let went = fleet.warming.iter().filter(|(_, w)| Ring::slot(w.to) == slot).map(|(p, w)| (*p, w.epoch));
+        for (partition, epoch) in went.collect::<Vec<_>>() {
+            self.fleet.iter_mut().for_each(|f| drop(f.warming.remove(&partition)));
+            self.say_failed(partition, epoch, TARGET_GONE);
         }
     }
 

@@ -103,7 +103,7 @@ def balance(
     if moves:
         found = choose_standbys(table, owners, members, ring, standbys)
     after = scales.worst()
-    plan = Plan(table.version, tuple(moves), (), found)
+    plan = Plan(table.version, tuple(moves), found)
     heavy = tuple(_heavy(table, scales, fair, clients or {}))
     return Pass(plan, heavy, before[0], after[0], before[1], after[1])
 

@@ -2,11 +2,12 @@
 
 *Each change of owner raises the partition's epoch by one*, and so does the return to an owner whose move failed. So an
 epoch is never used twice, and the log can tell a stale owner by it. Each new table has a version of one more; where
-nothing changes, the same table comes back.
+nothing changes, the same table comes back. A living owner alone ends a move whose target is gone: only it knows
+whether it has sealed anything, and who takes the partition from it would take connections with it.
 
     RECOVERING --serving--> SERVING --announce--> MOVING --own--> RECOVERING of the target, epoch + 1
     any --apply, take_over--> RECOVERING of another owner, epoch + 1
-    MOVING --give_back, take_over--> RECOVERING of the same owner, epoch + 1
+    MOVING --give_back--> RECOVERING of the same owner, epoch + 1: it goes on with what it has sealed
     MOVING --call_off--> SERVING of the same owner, which has sealed nothing yet: same epoch
     SERVING --begin_cut--> MOVING to itself --cut--> two RECOVERING of the same owner, both with epoch + 1
 
@@ -56,9 +57,7 @@ def announce(table: PartitionTable, plan: Plan, moves_at_once: int) -> Partition
     """
     _check(table, plan)
     changed = _settle(table, plan)
-    left = moves_at_once - sum(
-        a.state is PartitionState.MOVING and p not in plan.returned for p, a in enumerate(table.partitions)
-    )
+    left = moves_at_once - sum(a.state is PartitionState.MOVING for a in table.partitions)
     for move in plan.moves:
         a = table.partitions[move.partition]
         if move.source is None:
@@ -143,7 +142,7 @@ def renew(table: PartitionTable, partition: PartitionId, epoch: Epoch) -> Partit
 def take_over(
     table: PartitionTable, members: Sequence[Member], ring: Ring, load: Mapping[NodeId, float], standbys: int = 1
 ) -> PartitionTable:
-    """What to do when members are gone: each of their partitions goes to its heir, moves towards them return.
+    """What to do when members are gone: each of their partitions goes to its heir.
 
     `load` is by node, 1.0 for the average of one partition; what is taken over is added to it. A draining node
     inherits only if no other is left. `ring` is that of the members. Without members the table stays, and a partition
@@ -161,7 +160,7 @@ def take_over(
         if owner is not None and owner not in nodes and (owner := heir(a, loads, living)) is not None:
             loads[owner] += 1.0 / nodes[owner].weight
         owners.append(owner)
-        if owner != a.owner or (a.state is PartitionState.MOVING and a.target not in nodes):
+        if owner != a.owner:
             changed[p] = _owned(a, owner, a.standbys)
     if changed and any(not m.draining for m in members):
         found = choose_standbys(table, owners, members, ring, standbys)
@@ -175,15 +174,13 @@ def _check(table: PartitionTable, plan: Plan) -> None:
 
 
 def _settle(table: PartitionTable, plan: Plan) -> dict[int, Assignment]:
-    """The standbys of what stays, and the moves that return."""
+    """The standbys of what stays."""
     moved = {move.partition for move in plan.moves}
-    settled = {}
-    for p, a in enumerate(table.partitions):
-        if p in plan.returned:
-            settled[p] = _owned(a, a.owner, plan.standbys[p])
-        elif p not in moved and a.state is not PartitionState.MOVING:
-            settled[p] = replace(a, standbys=plan.standbys[p])
-    return settled
+    return {
+        p: replace(a, standbys=plan.standbys[p])
+        for p, a in enumerate(table.partitions)
+        if p not in moved and a.state is not PartitionState.MOVING
+    }
 
 
 def _moving(table: PartitionTable, partition: PartitionId) -> Assignment:

@@ -46,7 +46,7 @@ def next_table(
     if settled and not leaving and len(table.partitions) < wishes.split_to and not _starves(table, nodes):
         serves = all(a.state is PartitionState.SERVING for a in table.partitions)
         return begin_cut(table) if serves and not wishes.paused else table
-    if (settled or leaving) and at_rest and (wanted.moves or wanted.returned):
+    if (settled or leaving) and at_rest and wanted.moves:
         return announce(table, wanted, 0 if wishes.paused else wishes.at_once)
     return table
 

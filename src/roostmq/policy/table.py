@@ -7,8 +7,8 @@ fullest node has at most one partition more than its share, whatever happened be
 
 Everything here is a value made from values: `plan` says what should move, `epochs.py` writes it into a table, and
 only the compare-and-set of that table makes it true. A partition that is on its way already (state MOVING) counts for
-its target and is not moved again. Standbys follow in the preference list, of another zone first; each node is standby
-of about as many partitions as it owns, and a standby stays one as long as it may.
+its target, or for its owner if that is gone, and is not moved again. Standbys follow in the preference list, of another
+zone first; each node is standby of about as many partitions as it owns, and a standby stays one as long as it may.
 
 Source: 30-cluster section 1.
 """
@@ -48,8 +48,6 @@ class Plan:
     """Of the table from which it was made; it fits no other."""
     moves: tuple[Move, ...]
     """By partition."""
-    returned: tuple[PartitionId, ...]
-    """Moves under way whose target is gone: the owner keeps the partition, with a new epoch."""
     standbys: tuple[tuple[NodeId, ...], ...]
     """By partition, once everything has moved."""
 
@@ -93,15 +91,12 @@ def plan(
     quota = quotas(count, members, held, Counter(fixed.values()))
     room = {node: quota.get(node, 0) - held[node] for node in nodes}
     owners = _dispose(stay, room, ring, table.roots, under_way | fixed.keys())
-    moves, returned = [], []
-    for p, (a, owner) in enumerate(zip(table.partitions, owners, strict=True)):
-        waiting = p in under_way and a.owner in nodes
-        if owner != a.owner and not waiting:
-            moves.append(Move(PartitionId(p), a.owner if a.owner in nodes else None, owner))
-        elif waiting and owner == a.owner:
-            returned.append(PartitionId(p))
-    found = choose_standbys(table, owners, members, ring, standbys)
-    return Plan(table.version, tuple(moves), tuple(returned), found)
+    moves = tuple(
+        Move(PartitionId(p), a.owner if a.owner in nodes else None, owner)
+        for p, (a, owner) in enumerate(zip(table.partitions, owners, strict=True))
+        if owner != a.owner and not (p in under_way and a.owner in nodes)
+    )
+    return Plan(table.version, moves, choose_standbys(table, owners, members, ring, standbys))
 
 
 def _holder(a: Assignment, nodes: Container[NodeId]) -> NodeId | None:

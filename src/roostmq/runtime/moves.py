@@ -24,6 +24,8 @@ DIE_AT = os.environ.get("ROOST_DIE_AT")
 """Where a test lets this process die: a step of a move (engine/src/fatal.rs has the engine's)."""
 SLOW_S = 2.0
 """Between two orders while appends take long."""
+NO_SLOT = (1 << 16) - 1
+"""Of no member."""
 AGAIN_S = 30.0
 """An order whose outcome was never told is given again after this."""
 
@@ -85,7 +87,8 @@ class Moves:
     ) -> Iterator[dict[str, Any]]:
         """What the engine has to begin; `append_ms`: what an append takes here now.
 
-        Each order is a partition at rest for a moment, so limits are kept between them: what has begun goes on.
+        Each order is a partition at rest for a moment, so limits are kept between them: what has begun goes on. A move
+        to who is gone is ordered too: the engine says that it has failed, and whether anything was sealed.
         """
         now_s = time.monotonic()
         sent, self._sent = self._sent, 0
@@ -98,20 +101,21 @@ class Moves:
         ]
         slow = 0 < wishes.append_ms_max < append_ms
         begun = [p for p, a in mine if self._ordered.get(p, (0, 0.0))[0] == a.epoch]
-        if now_s < self._free_s or (slow and now_s < self._slow_s) or (wishes.bytes_per_s and begun):
-            return  # how much that one is will be known when it is sent
+        # how much one is will be known when it is sent
+        held = now_s < self._free_s or (slow and now_s < self._slow_s) or bool(wishes.bytes_per_s and begun)
         for p, a in mine:
             epoch, at_s = self._ordered.get(p, (0, 0.0))
             target = members.find(a.target) if a.target is not None else None
-            if target is not None and (epoch != a.epoch or now_s > at_s + AGAIN_S):
-                self._ordered[p] = (a.epoch, now_s)
-                if a.target == self.node:
-                    yield {"do": "split", "partition": p, "child": len(table.partitions)}
-                else:
-                    yield {"do": "move", "partition": p, "slot": target.slot}
+            if (held and target is not None) or (epoch == a.epoch and now_s <= at_s + AGAIN_S):
+                continue
+            self._ordered[p] = (a.epoch, now_s)
+            if a.target == self.node:
+                yield {"do": "split", "partition": p, "child": len(table.partitions)}
+            else:
+                yield {"do": "move", "partition": p, "slot": target.slot if target is not None else NO_SLOT}
+            if target is not None:
                 self._slow_s = now_s + SLOW_S
-                if slow or wishes.bytes_per_s:
-                    return
+                held |= slow or bool(wishes.bytes_per_s)
 
     def next_table(self, table: PartitionTable) -> PartitionTable:
         """The table with all that has ended here, or the same: four that wait for a write need one, not four."""

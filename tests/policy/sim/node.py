@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from roostmq.model import Epoch, Member, Members, NodeId, PartitionId, PartitionState, Version
 from roostmq.policy import members as votes
-from roostmq.policy.epochs import own, serving
+from roostmq.policy.epochs import call_off, own, serving
 from roostmq.policy.failover import disown
 from roostmq.policy.members import Beat, Report
 
@@ -260,7 +260,9 @@ class Node:
             made = serving(made, news)
         moving = [PartitionId(p) for p, a in enumerate(made.partitions) if a.state is PartitionState.MOVING]
         if moving and made.version == self.table.version:
-            made = own(made, moving[0])  # what it knew beside the log is not modelled: the target reads that
+            # what it knew beside the log is not modelled: the target reads that; without one the owner serves on
+            there = self.members.find(made.partitions[moving[0]].target) is not None
+            made = (own if there else call_off)(made, moving[0])
         if made.version != self.table.version:
             self.change = self.compare("table", self.table, lambda _, made=made: made)
 
