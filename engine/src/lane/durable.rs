@@ -170,7 +170,7 @@ impl Lane {
 
     /// How soon the log wants the next tick.
     pub(super) fn log_wants_in(&self) -> Option<Duration> {
-        let walk = (self.walking.is_some() || self.walks_shared()).then_some(WALK_PAUSE);
+        let walk = self.walking.is_some().then_some(WALK_PAUSE);
         let has_log = self.shared.cluster_log.get().is_some();
         let kept_back = has_log.then(|| self.partitions.iter().flatten().filter_map(|p| p.may_wait_until_ms()).min());
         let turn = self.fleet.as_ref().and_then(|f| f.append_at_ms);

@@ -125,12 +125,6 @@ impl Lane {
         }
     }
 
-    /// A checkpoint is being written: the next tick is wanted soon.
-    pub(super) fn walks_shared(&self) -> bool {
-        let walks = self.fleet.iter().flat_map(|f| f.walks.values());
-        walks.filter_map(|w| w.walking.as_ref()).any(|w| !w.complete && w.slice.is_none())
-    }
-
     pub(super) fn on_cluster_log(&mut self, event: ClusterLogEvent) {
         match event {
             ClusterLogEvent::Safe { partition, number, parts } => self.on_safe(partition, number, &parts),
