@@ -8,7 +8,7 @@ PROFILE ?= release
 export CARGO_TERM_COLOR ?= never
 RUST_SOURCES := $(shell find engine engine-nats load binding -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock
 
-.PHONY: run test check build test-rust test-python hostile chaos chaos-cluster upgrade chaos-moves power-cluster cluster mutations bench bench-quick bench-durable profile fuzz coverage wheel clean
+.PHONY: run test check build test-rust test-python simulate hostile chaos chaos-cluster upgrade chaos-moves power-cluster cluster mutations bench bench-quick bench-durable profile fuzz coverage wheel clean
 
 run: build
 	.venv/bin/roost run
@@ -57,6 +57,12 @@ coverage: build
 
 hostile: build
 	$(PY) -m pytest -q -n 2 -k hostile --timeout 900 tests/soak --hostile-seconds 600
+
+# The policies of a cluster under simulated faults, a thousand seeds, then without each rule in turn
+SEEDS ?= 1000
+simulate: build
+	cd tests && ../$(PY) -m policy.sim.compiled --seeds $(SEEDS)
+	cd tests && ../$(PY) -m policy.sim.compiled --seeds $(SEEDS) --each
 
 chaos: build
 	cd tests && ../$(PY) -m durability.crash --kills 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from math import floor
@@ -20,11 +21,16 @@ def fair_shares(partitions: int, members: Sequence[Member]) -> dict[NodeId, Frac
     for member in members:
         if not member.draining:
             points_of(member)  # refuses what is no weight
-            weights[member.node] = Fraction(repr(float(member.weight)))
+            weights[member.node] = _exactly(float(member.weight))
     if not weights:
         raise PlacementError("no node is left that may own a partition: let one join, or stop a drain, first")
     total = sum(weights.values())
     return {node: partitions * weight / total for node, weight in weights.items()}
+
+
+@functools.cache
+def _exactly(weight: float) -> Fraction:
+    return Fraction(repr(weight))
 
 
 def quotas(

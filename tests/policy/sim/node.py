@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -160,7 +161,7 @@ class Node:
                     self.owned[p] = a.epoch
                     self.served.pop(p, None)
                     self.confirmed.pop(p, None)
-                    w.after(w.rng.randint(20, 400), lambda p=p, e=a.epoch: self.fence(p, e))
+                    w.after(w.rng.randint(20, 400), functools.partial(self.fence, p, a.epoch))
                 elif a.owner != self.name and p in self.owned:
                     self.owned.pop(p)
                     self.served.pop(p, None)
@@ -247,24 +248,24 @@ class Node:
         for wish in list(w.joins.values()):
             free = self.members.find(wish.node) is None and not any(a.owner == wish.node for a in w.table.partitions)
             if free and settled and (made := self.let_in(self.members, wish)) is not None:
-                self.change = self.compare("members", self.members, lambda _, made=made: made)
+                self.change = self.compare("members", self.members, lambda _: made)
                 return
         quiet = w.now - self.changed_ms
-        made = w.next_table(self.table, self.members, quiet > 1_000, quiet > 5_000)
+        table = w.next_table(self.table, self.members, quiet > 1_000, quiet > 5_000)
         news = {
             PartitionId(p): Epoch(e)
             for p, e in w.told.items()
-            if made.partitions[p].epoch == e and made.partitions[p].state is PartitionState.RECOVERING
+            if table.partitions[p].epoch == e and table.partitions[p].state is PartitionState.RECOVERING
         }
-        if news and made.version == self.table.version:
-            made = serving(made, news)
-        moving = [PartitionId(p) for p, a in enumerate(made.partitions) if a.state is PartitionState.MOVING]
-        if moving and made.version == self.table.version:
+        if news and table.version == self.table.version:
+            table = serving(table, news)
+        moving = [PartitionId(p) for p, a in enumerate(table.partitions) if a.state is PartitionState.MOVING]
+        if moving and table.version == self.table.version:
             # what it knew beside the log is not modelled: the target reads that; without one the owner serves on
-            there = self.members.find(made.partitions[moving[0]].target) is not None
-            made = (own if there else call_off)(made, moving[0])
-        if made.version != self.table.version:
-            self.change = self.compare("table", self.table, lambda _, made=made: made)
+            there = table.partitions[moving[0]].target in {m.node for m in self.members.nodes}
+            table = (own if there else call_off)(table, moving[0])
+        if table.version != self.table.version:
+            self.change = self.compare("table", self.table, lambda _: table)
 
     def let_in(self, members: Members, wish: Member) -> Members | None:
         if "twice" in self.world.rules:
