@@ -1,14 +1,15 @@
 """What clusters of 1, 3 and 6 nodes carry, and what a message costs all of them: `python bench/cluster.py`.
 
 Nodes, NATS servers that sync every write, and the generators share this machine: figures count beside each other.
-There is a generator at each door; publishers and subscribers of one have their sessions on all nodes. `--first-door`:
-everything by the first node. Every message is checked by `roost bench`.
+There is a generator at each door, so a node more brings its clients with it; publishers and subscribers of one have
+their sessions on all nodes. `--first-door`: everything by the first node. Every message is checked by `roost bench`.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import statistics
 import subprocess
@@ -22,7 +23,12 @@ from typing import Any
 from built import ROOT
 
 ROOST = (sys.executable, "-m", "roostmq")
-PAIRS = 18
+LOADS = {
+    "QoS 0": ("--qos", "0"),
+    "QoS 1": ("--qos", "1"),
+    "QoS 2": ("--qos", "2"),
+    "persistent QoS 1": ("--qos", "1", "--persistent"),
+}
 
 
 @contextlib.contextmanager
@@ -84,14 +90,14 @@ def figures(count: int, a: argparse.Namespace) -> dict[str, float]:
     """Medians of some rounds with so many nodes."""
     seen: dict[str, list[float]] = {}
     doors = 1 if a.first_door else count
-    pairs = str(PAIRS // doors)
+    pairs = str(a.pairs)
     with cluster(count, a.servers) as nodes:
         for _ in range(a.rounds):
-            for qos in (0, 1, 2):
-                words = ("pub-sub", "--publishers", pairs, "--subscribers", pairs, "--qos", str(qos))
+            for load, more in LOADS.items():
+                words = ("pub-sub", "--publishers", pairs, "--subscribers", pairs, *more)
                 step = bench(nodes, doors, *words, "--window", "100", "--seconds", str(a.seconds))
-                seen.setdefault(f"QoS {qos}, per second", []).append(step["per_second"])
-                seen.setdefault(f"QoS {qos}, us", []).append(step["us"])
+                seen.setdefault(f"{load}, per second", []).append(step["per_second"])
+                seen.setdefault(f"{load}, us", []).append(step["us"])
             words = ("offline", "--count", str(1000 // doors), "--messages", str(300_000 // doors))
             step = bench(nodes, doors, *words, "--window", "1000")
             seen.setdefault("away, per second", []).append(step["per_second"])
@@ -105,6 +111,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--servers", type=int, default=1, choices=(1, 3), help="of NATS")
+    parser.add_argument("--pairs", type=int, default=12, help="publishers, and subscribers, at each door")
     parser.add_argument("--first-door", action="store_true")
     a = parser.parse_args()
     found = {n: figures(n, a) for n in map(int, a.nodes.split(","))}
@@ -113,10 +120,11 @@ def main() -> int:
     for count, row in found.items():
         cells = [f"{v:,.2f}" if "us" in k else f"{v:,.0f}" for k, v in row.items()]
         print(f"| {count} | " + " | ".join(cells) + " |")
-    first = found[min(found)]
-    for count, row in found.items():
-        ratio = row["QoS 1, us"] / first["QoS 1, us"]
-        print(f"{count} nodes: CPU of a QoS 1 message {ratio:.2f} times that of {min(found)}")
+    counts = sorted(found)
+    for fewer, more in itertools.pairwise(counts):
+        for load in LOADS:
+            ratio = found[more][f"{load}, us"] / found[fewer][f"{load}, us"]
+            print(f"{more} nodes: CPU of a message, {load}, {ratio:.2f} times that of {fewer}")
     return 0
 
 
