@@ -8,9 +8,15 @@ use crate::partition::{Ending, Input};
 use crate::ring::Ring;
 use crate::stats::{Counter, Gauge};
 
-/// A closed socket is read for so long, so that a client can still read why it was closed.
-const LINGER_MS: u64 = 1_000;
+/// A closed socket is read for so long, so that a client can still read why it was closed, also one that has much to send before.
+const LINGER_MS: u64 = 5_000;
 const LINGERING_MAX: usize = 4_096;
+
+/// A socket that is closed and still read.
+pub(super) struct Lingering {
+    transport: Transport,
+    until_ms: u64,
+}
 
 impl Lane {
     /// The broker ends a connection: DISCONNECT with the reason, then close.
@@ -138,14 +144,14 @@ impl Lane {
         if by_network || self.lingering.len() >= LINGERING_MAX {
             return;
         }
-        let mut transport = c.transport;
+        let (mut transport, until_ms) = (c.transport, self.now_ms + LINGER_MS);
         let entry = self.lingering.vacant_entry();
         let at = entry.key();
         if transport.register(self.poll.registry(), mio::Token(LINGERING + at)).is_ok() {
-            entry.insert(transport);
+            entry.insert(Lingering { transport, until_ms });
             self.hangups.push(at);
             let key = u32::try_from(at).unwrap_or(u32::MAX);
-            self.timers.set(self.now_ms + LINGER_MS, Timer::Linger { key });
+            self.timers.set(until_ms, Timer::Linger { key });
             self.drain_lingering(at);
         }
     }
@@ -153,7 +159,7 @@ impl Lane {
     /// The end of a tick, when the sessions have been told: who waits for the close and connects again finds them told.
     pub(super) fn hang_up(&mut self) {
         for at in self.hangups.drain(..) {
-            self.lingering.get_mut(at).into_iter().for_each(Transport::close);
+            self.lingering.get_mut(at).into_iter().for_each(|l| l.transport.close());
         }
     }
 
@@ -161,7 +167,7 @@ impl Lane {
     pub(super) fn drain_lingering(&mut self, at: usize) {
         let mut buffer = std::mem::take(&mut self.read_buffer);
         for _ in 0..64 {
-            let Some(transport) = self.lingering.get_mut(at) else { break };
+            let Some(Lingering { transport, .. }) = self.lingering.get_mut(at) else { break };
             match transport.read(&mut buffer) {
                 Ok(Read::Bytes(_)) => {}
                 Ok(Read::Again) => break,
@@ -172,6 +178,13 @@ impl Lane {
             }
         }
         self.read_buffer = buffer;
+    }
+
+    /// Its time is over; that of another one which had its place before says nothing.
+    pub(super) fn end_lingering(&mut self, at: usize) {
+        if self.lingering.get(at).is_some_and(|l| l.until_ms <= self.now_ms) {
+            self.lingering.remove(at);
+        }
     }
 
     /// The time of a connection has come: CONNECT too late, silent too long, credentials over, or a stale entry.

@@ -53,7 +53,7 @@ use crate::connection::{Connection, Stage};
 use crate::interest::Interest;
 use crate::log::Walked;
 use crate::message::{Origin, Stored};
-use crate::net::{Listener, Transport};
+use crate::net::Listener;
 use crate::partition::{Deliver, Effects, Partition, Subscriber, Target};
 use crate::port::{Config, Shared};
 use crate::shared::Member;
@@ -146,7 +146,7 @@ pub struct Lane {
     /// Boxed: a table of them that grows would copy all and keep the old half for a while.
     connections: Slab<Box<Connection>>,
     generation: u32,
-    lingering: Slab<Transport>,
+    lingering: Slab<close::Lingering>,
     hangups: Vec<usize>,
     partitions: Vec<Option<Box<Partition>>>,
     tree: Tree<Subscriber>,
@@ -443,7 +443,7 @@ impl Lane {
         while let Some(timer) = self.timers.due(self.now_ms) {
             match timer {
                 Timer::Connection { key, generation } => self.connection_due(key, generation),
-                Timer::Linger { key } => drop(self.lingering.try_remove(key as usize)),
+                Timer::Linger { key } => self.end_lingering(key as usize),
                 Timer::Accept => self.resume_accepting(),
             }
         }

@@ -232,3 +232,28 @@ fn groups_are_joined_again() {
         }
     }
 }
+
+/// Who is refused while he still sends can go on sending for some seconds and reads why, also where sockets that were closed earlier
+/// had the same place.
+#[test]
+fn who_is_refused_and_still_sends_reads_why() {
+    let (_engine, port) = start();
+    let refused = |i: usize| {
+        let mut client = Client::connect(port, &format!("refused{i}"));
+        client.send(0x10, &[]); // a second CONNECT
+        client
+    };
+    for i in 0..8 {
+        drop(refused(i));
+    }
+    std::thread::sleep(Duration::from_millis(4_000));
+    let mut clients: Vec<Client> = (8..16).map(refused).collect();
+    for _ in 0..20 {
+        std::thread::sleep(Duration::from_millis(100));
+        clients.iter_mut().for_each(|c| c.send(0xc0, &[]));
+    }
+    for client in &mut clients {
+        assert_eq!(client.packet().expect("DISCONNECT").0, 0xe0);
+        assert_eq!(client.packet(), None);
+    }
+}
