@@ -96,14 +96,23 @@ def test_delay_is_cut_short_by_session_expiry(broker, watched):
     assert time.monotonic() - begin < 20
 
 
-def test_clean_start_before_the_delay_cancels_the_will(broker, watched):
-    """The client is back, which is what the delay waits for."""
+def test_clean_start_ends_the_session_and_sends_the_will(broker, watched):
+    """Section 3.1.4: "if Clean Start is 1 the Will Message is sent because the Session ends"; once."""
     topic, watcher = watched
     c = broker.client(will=dict(topic=topic, will_delay=1), session_expiry=60)
     c.drop()
     time.sleep(0.2)
     broker.client(5, c.id, clean=True)
+    watcher.message(topic, b"gone")
     watcher.quiet(1.5)
+
+
+def test_a_takeover_with_clean_start_sends_a_will_that_would_wait(broker, watched):
+    """Section 3.1.4, as above: the session of the connection that is closed ends with it."""
+    topic, watcher = watched
+    c = broker.client(will=dict(topic=topic, will_delay=60), session_expiry=60)
+    broker.client(5, c.id, clean=True)
+    watcher.message(topic, b"gone")
 
 
 def test_takeover_sends_the_will_without_delay(broker, watched):

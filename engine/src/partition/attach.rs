@@ -42,8 +42,10 @@ impl Partition {
         let mut ended = false;
         if let Some(old) = slot.filter(|&s| attach.clean || self.state.session(s).is_some_and(over)) {
             if let Some(session) = self.state.session_mut(old) {
-                session.will_at_ms = 0; // the client is back before the delay has passed [MQTT-3.1.3-9]
                 ended = session.durable();
+                if over(session) {
+                    session.will_at_ms = 0; // the client is back before the delay has passed [MQTT-3.1.3-9]
+                }
             }
             self.end_session(old, DropReason::SessionEnded, out);
             slot = None;
