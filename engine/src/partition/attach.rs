@@ -43,9 +43,8 @@ impl Partition {
         if let Some(old) = slot.filter(|&s| attach.clean || self.state.session(s).is_some_and(over)) {
             if let Some(session) = self.state.session_mut(old) {
                 ended = session.durable();
-                if over(session) {
-                    session.will_at_ms = 0; // the client is back before the delay has passed [MQTT-3.1.3-9]
-                }
+                // one that only its will was left of: the client is back before the delay has passed [MQTT-3.1.3-9]
+                session.will_at_ms *= u64::from(!over(session));
             }
             self.end_session(old, DropReason::SessionEnded, out);
             slot = None;
