@@ -41,12 +41,7 @@ impl Partition {
         let over = |s: &Session| s.expiry_s == 0; // nothing of it is left but a will that waits
         let mut ended = false;
         if let Some(old) = slot.filter(|&s| attach.clean || self.state.session(s).is_some_and(over)) {
-            if let Some(session) = self.state.session_mut(old) {
-                ended = session.durable();
-                // one that only its will was left of: the client is back before the delay has passed [MQTT-3.1.3-9]
-                session.will_at_ms *= u64::from(!over(session));
-            }
-            self.end_session(old, DropReason::SessionEnded, out);
+            ended = self.end_former(old, out);
             slot = None;
         }
         let found = slot.is_some();
@@ -96,6 +91,17 @@ impl Partition {
             out.push(attached)
         }
         self.tell_groups(slot, true, u32::from(window), out);
+    }
+
+    /// The session that a new one takes the place of ends; was it kept on disk?
+    fn end_former(&mut self, slot: u32, out: &mut Effects) -> bool {
+        let Some(session) = self.state.session_mut(slot) else { return false };
+        let durable = session.durable();
+        if session.expiry_s == 0 {
+            session.will_at_ms = 0; // only its will was left, and the client is back before the delay has passed [MQTT-3.1.3-9]
+        }
+        self.end_session(slot, DropReason::SessionEnded, out);
+        durable
     }
 
     /// CONNACK was sent: what waits follows.
